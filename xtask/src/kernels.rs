@@ -1,0 +1,222 @@
+//! `kernels`: the kernel tests on other kernels than the running one. `guest`: any command there, for a closer look.
+
+use crate::{
+    build_ebpf,
+    guest::{
+        End, Guest, TEST_FOLDER,
+        image::{self, Kernel},
+    },
+    process::run,
+    report::Report,
+    setup::{self, Need},
+    test,
+    toolchain::root,
+};
+use anyhow::{Context, bail, ensure};
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The oldest kernel that is supported, and the newest that Debian 12 has.
+const DEFAULT: [&str; 2] = ["6.1", "6.12"];
+
+/// The programs of ours that the kernel tests start.
+const OURS: [&str; 2] = ["tombolo", "lab"];
+/// The variable that tells tests how many connects to make.
+const EFFORT: &str = "TOMBOLO_TEST_CONNECTS";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernel versions, of which Debian's newest packages are taken, or files of such packages [default: 6.1 6.12]
+    kernels: Vec<String>,
+    /// Give a guest up after so many seconds
+    #[arg(long, default_value_t = 900)]
+    limit: u64,
+    /// Run only tests whose name contains one of these
+    #[arg(last = true)]
+    filters: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct GuestArgs {
+    /// Kernel version, of which Debian's newest package is taken, or the file of such a package
+    #[arg(short, long, default_value = DEFAULT[0])]
+    kernel: String,
+    /// Virtual time, on one processor: for what waits or measures; sleeping costs nothing
+    #[arg(short, long)]
+    virtual_time: bool,
+    /// Put a file or folder into the guest, at PATH or /test/NAME, with the libraries that a program needs
+    #[arg(short, long = "file", value_name = "FILE[:PATH]")]
+    files: Vec<String>,
+    /// Processors
+    #[arg(short, long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory in MiB
+    #[arg(short, long, default_value_t = 1024)]
+    memory: u32,
+    /// Give the guest up after so many seconds; the status is then 124, and 125 if the guest broke down
+    #[arg(short = 't', long, default_value_t = 120)]
+    limit: u64,
+    /// The command
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Runs the kernel tests on each kernel and prints one line for each, then the counts; an error if something failed.
+pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
+    check_machine()?;
+    setup::ensure(&[Need::KernelPrograms, Need::Lab, Need::Guests])?;
+    build_ebpf::build(false)?;
+    let programs = test::programs()?;
+    let test = programs.iter().find(|program| program.is_kernel_test()).context("the workspace has no kernel tests")?;
+    // As in cargo's target folder, so that a test finds our programs in the folder above its own.
+    let test_path = format!("{TEST_FOLDER}/deps/{}", test.name);
+    let mut files = vec![(stripped(&test.file)?, test_path.clone())];
+    for program in programs.iter().filter(|program| program.is_ours() && OURS.contains(&program.name.as_str())) {
+        files.push((stripped(&program.file)?, format!("{TEST_FOLDER}/{}", program.name)));
+    }
+    let folder = test.folder.to_str().context("the repository's path is not UTF-8")?.to_owned();
+    let fixtures = test.folder.join("fixtures");
+    if fixtures.exists() {
+        files.push((fixtures, format!("{folder}/fixtures")));
+    }
+    let words = [environment(), vec![effort(), test_path, "--show-output".to_owned()], args.filters.clone()].concat();
+
+    let kernels = if args.kernels.is_empty() { DEFAULT.map(str::to_owned).to_vec() } else { args.kernels.clone() };
+    let mut report = Report::default();
+    let mut lines = Vec::new();
+    for spec in &kernels {
+        let kernel = kernel(spec)?;
+        let start = Instant::now();
+        let before = (report.passed, report.failed);
+        let name = format!("{} on {}", test.shown_name(), kernel.release);
+        let release = kernel.release.clone();
+        let guest = Guest {
+            kernel,
+            files: files.clone(),
+            folder: folder.clone(),
+            virtual_time: false,
+            cpus: 2,
+            memory_mib: 1024,
+            limit: Duration::from_secs(args.limit),
+        };
+        follow(&mut report, &name, &guest, &words)?;
+        let (passed, failed) = (report.passed - before.0, report.failed - before.1);
+        lines.push(format!("{release}: {passed} passed, {failed} failed, {:.0} s", start.elapsed().as_secs_f64()));
+    }
+    println!("\nkernels:\n  {}", lines.join("\n  "));
+    report.print();
+    if report.failed > 0 {
+        bail!("{}", report.failures());
+    }
+    Ok(())
+}
+
+/// Runs a command in a guest and returns its status.
+pub(crate) fn guest(args: &GuestArgs) -> anyhow::Result<u8> {
+    check_machine()?;
+    setup::ensure(&[Need::Lab, Need::Guests])?;
+    let guest = Guest {
+        kernel: kernel(&args.kernel)?,
+        files: args.files.iter().map(|file| file_argument(file)).collect::<Result<_, _>>()?,
+        folder: "/root".to_owned(),
+        virtual_time: args.virtual_time,
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        limit: Duration::from_secs(args.limit),
+    };
+    let words = [environment(), args.command.clone()].concat();
+    Ok(match guest.start(&words, Stdio::inherit())?.wait()? {
+        End::Status(status) => status,
+        End::Limit => {
+            eprintln!("guest: not done after {} s", args.limit);
+            124
+        }
+        End::Broken => {
+            eprintln!("guest: ended without a status");
+            125
+        }
+    })
+}
+
+fn check_machine() -> anyhow::Result<()> {
+    ensure!(
+        env::consts::ARCH == "x86_64",
+        "guests are x86-64 and run programs of this machine, which is {}",
+        env::consts::ARCH
+    );
+    Ok(())
+}
+
+fn kernel(spec: &str) -> anyhow::Result<Kernel> {
+    let folder = image::folder()?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    image::kernel(spec).with_context(|| format!("kernel {spec}"))
+}
+
+/// Runs `words` in `guest` as the test program `name`.
+fn follow(report: &mut Report, name: &str, guest: &Guest, words: &[String]) -> anyhow::Result<()> {
+    let mut running = guest.start(words, Stdio::piped())?;
+    let output = running.child.stdout.take().expect("the guest's output is piped");
+    let failed = report.read_all(name, output, &mut io::stdout())?;
+    match running.wait()? {
+        End::Status(0) => {}
+        End::Status(status) if failed == 0 => report.fail(format!("{name}: status {status}")),
+        End::Status(_) => {}
+        End::Limit => report.fail(format!("{name}: not done after {} s", guest.limit.as_secs())),
+        End::Broken => report.fail(format!("{name}: the guest ended without a status")),
+    }
+    Ok(())
+}
+
+/// `file` without debug information, which is most of a debug build: each MiB costs a guest 15 ms.
+fn stripped(file: &Path) -> anyhow::Result<PathBuf> {
+    let folder = root().join("target/guest");
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let small = folder.join(file.file_name().context("a program has a name")?);
+    run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(file))?;
+    Ok(small)
+}
+
+/// What Rust programs are told by their environment goes with them into the guest.
+fn environment() -> Vec<String> {
+    let told = ["RUST_BACKTRACE", "RUST_LOG"].map(|name| Some(format!("{name}={}", env::var(name).ok()?)));
+    [vec!["env".to_owned()], told.into_iter().flatten().collect()].concat()
+}
+
+/// How many connects tests make that would make as many as there is time for: fewer than on the machine itself, which is
+/// some twenty times faster.
+fn effort() -> String {
+    format!("{EFFORT}={}", env::var(EFFORT).unwrap_or_else(|_| "5000".to_owned()))
+}
+
+/// `FILE` or `FILE:/PATH`.
+fn file_argument(argument: &str) -> anyhow::Result<(PathBuf, String)> {
+    let (file, path) = match argument.split_once(":/") {
+        Some((file, path)) => (PathBuf::from(file), format!("/{path}")),
+        None => {
+            let file = PathBuf::from(argument);
+            let name =
+                file.file_name().and_then(|name| name.to_str()).with_context(|| format!("{argument} has no name"))?;
+            let path = format!("{TEST_FOLDER}/{name}");
+            (file, path)
+        }
+    };
+    ensure!(file.exists(), "{} does not exist", file.display());
+    Ok((file, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_goes_to_the_test_folder_unless_a_path_is_named() {
+        assert_eq!(file_argument("Cargo.toml").unwrap(), ("Cargo.toml".into(), "/test/Cargo.toml".into()));
+        assert_eq!(file_argument("src:/opt/src").unwrap(), ("src".into(), "/opt/src".into()));
+        assert!(file_argument("no/such/file").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! Everything that is done with this repository: one file a task, `cargo xtask help` lists them.
+//!
+//! This program builds on any stable cargo from 1.90 and runs everything else with the pinned toolchain
+//! ([`toolchain`]), which [`setup`] installs.
+
+mod bench;
+mod build_ebpf;
+mod check;
+mod demo;
+mod guest;
+mod kernels;
+mod packages;
+mod process;
+mod report;
+mod setup;
+mod test;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Everything that is done with this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: toolchain, bpf-linker, Debian packages. Every other task does it by itself.
+    Setup,
+    /// Build the kernel programs, which the agent embeds: target/ebpf/tombolo.o.
+    BuildEbpf(build_ebpf::Args),
+    /// Build three clusters on this machine and show what Tombolo does with them. Needs root.
+    Demo(demo::Args),
+    /// Run unit, property and kernel tests, and say what was skipped and why. Needs root.
+    Test(test::Args),
+    /// Run the kernel tests on other kernels, in QEMU guests. Needs neither root nor KVM.
+    Kernels(kernels::Args),
+    /// Run a command in a QEMU guest, as root there, and end with its status.
+    Guest(kernels::GuestArgs),
+    /// Measure: `bench connect [--json FILE]` is the kernel run time of each hook. Needs root.
+    Bench(bench::Args),
+    /// Check format, lints on both targets, licences and sources of crates.
+    Check(check::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::main(),
+        Task::BuildEbpf(args) => build_ebpf::main(&args),
+        Task::Demo(args) => demo::main(&args),
+        Task::Test(args) => test::main(&args),
+        Task::Kernels(args) => kernels::main(&args),
+        Task::Guest(args) => match kernels::guest(&args) {
+            Ok(status) => return ExitCode::from(status),
+            Err(error) => Err(error),
+        },
+        Task::Bench(args) => bench::main(&args),
+        Task::Check(args) => check::main(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
