@@ -1,0 +1,302 @@
+//! Which backend a connection gets, in constant time however many there are.
+//!
+//! The quick way is one draw: a cluster of the first tier by weight, a backend of it by its alias table. Only if that
+//! cluster is down or that backend is out, the thorough way looks at what is left. Taken together the shares are
+//! exact: a share that falls on a cluster that is down is drawn again among those that are up, which gives each its
+//! own weight over the sum of theirs.
+
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
+use core::ffi::c_void;
+use tombolo_ebpf::abi::{Backend, Counter, Group, MAX_GROUPS, MAX_TIER_GROUPS, MAX_TIERS, Service, verdict};
+
+use crate::maps::{BACKENDS, CLUSTERS, SERVICES, SLOTS, count};
+
+/// Draws in a tier before it is searched in order.
+const DRAWS: u32 = 5;
+/// Slots that the search in order looks at.
+const SCAN: u32 = 16;
+/// No backend.
+const NONE: u32 = u32::MAX;
+
+/// A backend and its index.
+#[derive(Clone, Copy)]
+pub struct Chosen {
+    /// Index in `BACKENDS`.
+    pub index: u32,
+    /// The entry.
+    pub backend: &'static Backend,
+}
+
+/// Draws a backend for a new connection; none only if the service has no endpoint.
+#[inline(always)]
+pub fn choose(service: &Service, index: u32) -> Option<Chosen> {
+    let group = match service.tier_end[0] {
+        0 => return None,
+        1 => 0,
+        _ => draw_group(index),
+    };
+    let group = group_at(service, group);
+    if is_up(group.cluster) {
+        let chosen = draw(group)?;
+        if chosen.backend.verdict == verdict::OK {
+            return Some(chosen);
+        }
+    }
+    count(Counter::Redrawn);
+    let index = search(index);
+    Some(Chosen { index, backend: BACKENDS.get(index)? })
+}
+
+/// Whether new connections may go to `cluster`.
+#[inline(always)]
+pub fn is_up(cluster: u32) -> bool {
+    CLUSTERS.get(cluster).is_some_and(|cluster| cluster.verdict == verdict::OK)
+}
+
+/// A group of the first tier, by weight: its number.
+///
+/// This and what follows below are global functions, which the verifier looks at once, by themselves, and not again on
+/// each way that leads to them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn draw_group(service: u32) -> u32 {
+    let Some(service) = SERVICES.get(service) else { return 0 };
+    let last = u32::from(service.tier_end[0]).wrapping_sub(1);
+    let point = below(group_at(service, last).upto).0;
+    for i in 0..MAX_TIER_GROUPS as u32 {
+        if i >= last || point < group_at(service, i).upto {
+            return i;
+        }
+    }
+    last
+}
+
+/// Group `i`; the mask is what shows the verifier that it lies within the array.
+///
+/// The zero from the map keeps the verifier from knowing `i`: without CAP_PERFMON it refuses an addition to a pointer that is
+/// of a known number on one way and of an unknown one on another.
+#[inline(always)]
+fn group_at(service: &Service, i: u32) -> &Group {
+    const { assert!(MAX_GROUPS.is_power_of_two()) };
+    &service.groups[(i | service.pad) as usize & (MAX_GROUPS - 1)]
+}
+
+/// A uniform number below `n`, and the uniform fraction that is left over, in units of 2⁻³².
+#[inline(always)]
+fn below(n: u32) -> (u32, u32) {
+    // SAFETY: takes nothing, returns an integer.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let product = u64::from(random) * u64::from(n);
+    ((product >> 32) as u32, product as u32)
+}
+
+/// A backend of `group`, by its alias table.
+#[inline(always)]
+fn draw(group: &Group) -> Option<Chosen> {
+    let (column, fraction) = below(group.slots);
+    let slot = SLOTS.get(group.first_slot.wrapping_add(column))?;
+    // Both are read, or the compiler would choose between addresses: an addition to a pointer of one number or another,
+    // which the verifier allows to those with CAP_PERFMON only.
+    // SAFETY: a field of a value of an array map.
+    let backend = unsafe { (&raw const slot.backend).read_volatile() };
+    // SAFETY: likewise.
+    let alias = unsafe { (&raw const slot.alias).read_volatile() };
+    let index = if fraction < slot.threshold { backend } else { alias };
+    Some(Chosen { index, backend: BACKENDS.get(index)? })
+}
+
+/// The thorough way: tier after tier, redraws, then a search in order. Returns the index of a backend, even of one
+/// that is out, since a try beats a certain refusal; [`NONE`] if the service is gone.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search(service: u32) -> u32 {
+    for tier in 0..MAX_TIERS as u32 {
+        let found = search_tier(service, tier);
+        if found != NONE {
+            return found;
+        }
+    }
+    last_resort(service)
+}
+
+/// Likewise for one tier; [`NONE`] also if there is no such tier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_tier(service: u32, tier: u32) -> u32 {
+    let (start, end) = bounds(service, tier);
+    let total = weigh_up(service, start, end);
+    if total == 0 {
+        return NONE;
+    }
+    for _ in 0..DRAWS {
+        let drawn = draw_up(service, start, end, total);
+        if is_good(drawn) != 0 {
+            return drawn;
+        }
+    }
+    scan_up(service, start, end)
+}
+
+/// Where the tier's groups begin, and where they end.
+#[inline(always)]
+fn bounds(service: u32, tier: u32) -> (u32, u32) {
+    let Some(service) = SERVICES.get(service) else { return (0, 0) };
+    // All ends in one word, tier 0 in the lowest byte: shifts, where an array would have to be indexed.
+    const { assert!(MAX_TIERS == size_of::<u64>()) };
+    let ends = u64::from_le_bytes(service.tier_end);
+    let shift = 8 * (tier & (MAX_TIERS as u32 - 1));
+    let byte = |word: u64| (word >> shift) as u32 & 0xff;
+    (byte(ends << 8), byte(ends))
+}
+
+/// Whether there is such a backend and it isn't out.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_good(backend: u32) -> u32 {
+    u32::from(BACKENDS.get(backend).is_some_and(|backend| backend.verdict == verdict::OK))
+}
+
+/// A walk over the groups of a tier whose clusters are up, by `bpf_loop`: the verifier goes through its body once or
+/// twice instead of sixteen times.
+#[repr(C)]
+struct Walk {
+    /// Index of the service.
+    service: u32,
+    /// The first group.
+    start: u32,
+    /// The group behind the last one.
+    end: u32,
+    /// `upto` of the group before.
+    before: u32,
+    /// The sum of the weights so far.
+    total: u32,
+    /// The walk ends in the group in which the sum exceeds this.
+    point: u32,
+    /// The group in which it ended, or `NONE`.
+    group: u32,
+}
+
+/// Walks until the sum of the weights exceeds `point`.
+#[inline(always)]
+fn walk(service: u32, start: u32, end: u32, point: u32) -> Walk {
+    let mut walk = Walk { service, start, end, before: 0, total: 0, point, group: NONE };
+    let state = core::ptr::from_mut(&mut walk).cast::<c_void>();
+    let body: extern "C" fn(u32, &mut Walk) -> i64 = walk_group;
+    // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
+    unsafe { bpf_loop(MAX_TIER_GROUPS as u32, body as *mut c_void, state, 0) };
+    walk
+}
+
+/// One step of a walk; 1 ends it.
+extern "C" fn walk_group(i: u32, walk: &mut Walk) -> i64 {
+    let Some(service) = SERVICES.get(walk.service) else { return 1 };
+    let number = walk.start.wrapping_add(i);
+    if number >= walk.end {
+        return 1;
+    }
+    let group = group_at(service, number);
+    if is_up(group.cluster) {
+        walk.total = walk.total.wrapping_add(group.upto.wrapping_sub(walk.before));
+        if walk.total > walk.point {
+            // SAFETY: a field. Volatile, or the compiler makes one store with a chosen address of this and the one below.
+            unsafe { (&raw mut walk.group).write_volatile(number) };
+            return 1;
+        }
+    }
+    walk.before = group.upto;
+    0
+}
+
+/// The sum of the weights of those groups between `start` and `end` whose clusters are up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weigh_up(service: u32, start: u32, end: u32) -> u32 {
+    walk(service, start, end, u32::MAX).total
+}
+
+/// A backend by weight from those groups between `start` and `end` whose clusters are up, as if they lay one after the
+/// other; `total` is the sum of their weights. [`NONE`] if one went down since that was summed up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn draw_up(service: u32, start: u32, end: u32, total: u32) -> u32 {
+    let group = walk(service, start, end, below(total).0).group;
+    let Some(service) = SERVICES.get(service) else { return NONE };
+    if group == NONE {
+        return NONE;
+    }
+    draw(group_at(service, group)).map_or(NONE, |chosen| chosen.index)
+}
+
+/// A look at slots one after the other, by `bpf_loop` as in [`Walk`].
+#[repr(C)]
+struct Scan {
+    /// Index of the service.
+    service: u32,
+    /// The first group.
+    start: u32,
+    /// How many groups there are.
+    groups: u32,
+    /// Which one is looked at first, counted from `start`.
+    group: u32,
+    /// Which slot of it, counted round and round.
+    column: u32,
+    /// Index of the backend found, or `NONE`.
+    found: u32,
+}
+
+/// The first backend that isn't out among the slots that follow a random one, taking the groups between `start` and `end`
+/// whose clusters are up in turn; or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn scan_up(service: u32, start: u32, end: u32) -> u32 {
+    if start >= end {
+        return NONE;
+    }
+    let groups = end - start;
+    let mut scan = Scan { service, start, groups, group: below(groups).0, column: below(1 << 24).0, found: NONE };
+    let state = core::ptr::from_mut(&mut scan).cast::<c_void>();
+    let body: extern "C" fn(u32, &mut Scan) -> i64 = scan_slot;
+    // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
+    unsafe { bpf_loop(SCAN, body as *mut c_void, state, 0) };
+    scan.found
+}
+
+/// One slot; 1 ends the scan.
+extern "C" fn scan_slot(i: u32, scan: &mut Scan) -> i64 {
+    let Some(service) = SERVICES.get(scan.service) else { return 1 };
+    if scan.groups == 0 {
+        return 1;
+    }
+    let at = scan.group.wrapping_add(i);
+    let group = group_at(service, scan.start.wrapping_add(at % scan.groups));
+    if group.slots == 0 || !is_up(group.cluster) {
+        return 0;
+    }
+    let column = scan.column.wrapping_add(at / scan.groups) % group.slots;
+    let Some(slot) = SLOTS.get(group.first_slot.wrapping_add(column)) else { return 1 };
+    if is_good(slot.backend) == 0 {
+        return 0;
+    }
+    scan.found = slot.backend;
+    1
+}
+
+/// A backend that is out, since no other is left: of a cluster that is up, if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn last_resort(service: u32) -> u32 {
+    count(Counter::LastResort);
+    for tier in 0..MAX_TIERS as u32 {
+        let (start, end) = bounds(service, tier);
+        let total = weigh_up(service, start, end);
+        if total != 0 {
+            let drawn = draw_up(service, start, end, total);
+            if drawn != NONE {
+                return drawn;
+            }
+        }
+    }
+    let group = draw_group(service);
+    let Some(service) = SERVICES.get(service) else { return NONE };
+    draw(group_at(service, group)).map_or(NONE, |chosen| chosen.index)
+}

@@ -1,0 +1,59 @@
+//! The map statics. Sizes of those that grow with the tables are set by the agent when it loads the object.
+//!
+//! What user space writes is read-only for programs, so a fault in a program can't alter the tables.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG},
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use tombolo_ebpf::abi::{
+    AffinityKey, AffinityValue, Backend, BackendState, Cluster, Config, Counter, FrontendKey, MAX_CLUSTERS,
+    MAX_ORIGINS, MemberKey, Origin, Service, ServiceName, Slot, UdpOrigin,
+};
+
+/// A hash that user space alone writes and that takes memory only for what is in it.
+const TABLE: u32 = BPF_F_RDONLY_PROG | BPF_F_NO_PREALLOC;
+
+#[map]
+pub static FRONTENDS: HashMap<FrontendKey, u32> = HashMap::with_max_entries(1, TABLE);
+#[map]
+pub static CURRENT: Array<u32> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+#[map]
+pub static SERVICES: Array<Service> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+#[map]
+pub static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+#[map]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(1, TABLE);
+#[map]
+pub static CLUSTERS: Array<Cluster> = Array::with_max_entries(MAX_CLUSTERS, BPF_F_RDONLY_PROG);
+#[map]
+pub static PODS: HashMap<u64, u32> = HashMap::with_max_entries(1, TABLE);
+#[map]
+pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, TABLE);
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
+
+#[map]
+pub static BACKEND_STATE: Array<BackendState> = Array::with_max_entries(1, 0);
+#[map]
+pub static ORIGINS: Array<Origin> = Array::with_max_entries(MAX_ORIGINS, 0);
+#[btf_map]
+pub static UDP_ORIGIN: SkStorage<UdpOrigin> = SkStorage::new();
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// Counts one `counter`.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(n) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: an aligned u64. The entry is this CPU's own, but the kernel may run another program on it in between.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(n, 1) };
+    }
+}

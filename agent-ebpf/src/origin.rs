@@ -1,0 +1,87 @@
+//! Where TCP sockets were sent, by socket cookie; and the rewriting itself.
+//!
+//! An array entry by the cookie's low bits costs a fraction of a hash or of socket storage, and needs no clean-up when the
+//! socket closes: the next socket that falls on the entry takes it over.
+
+use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, programs::SockAddrContext};
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    sync::atomic::{Ordering, compiler_fence},
+};
+use tombolo_ebpf::abi::{Counter, MAX_ORIGINS, Origin};
+
+use crate::{
+    choose::Chosen,
+    family::{Family, Words, is_same, port, put, words},
+    frontend::Hit,
+    maps::{BACKEND_STATE, ORIGINS},
+    outcome::Skip,
+};
+
+/// Writes the backend's address into the call, and counts the choice.
+#[inline(always)]
+pub fn redirect<F: Family>(ctx: &SockAddrContext, chosen: &Chosen) -> Result<(), Skip> {
+    if !F::set_addr(ctx, words(&chosen.backend.addr)) {
+        return Err(Skip::Left(Counter::Recycled));
+    }
+    set_port(ctx, port(&chosen.backend.port));
+    count_choice(chosen);
+    say!(ctx, "sent to backend {} of cluster {}", chosen.index, chosen.backend.cluster);
+    Ok(())
+}
+
+/// Writes `port`, in network byte order, into the call.
+#[inline(always)]
+pub fn set_port(ctx: &SockAddrContext, port: u16) {
+    // SAFETY: a valid context, in which this field may be written.
+    unsafe { (*ctx.sock_addr).user_port = u32::from(port) };
+}
+
+#[inline(always)]
+fn count_choice(chosen: &Chosen) {
+    let Some(state) = BACKEND_STATE.get_ptr_mut(chosen.index) else { return };
+    // SAFETY: an element of an array map, which is never freed; other CPUs write it too, but only integers.
+    let state = unsafe { &mut *state };
+    if state.generation != chosen.backend.generation {
+        state.generation = chosen.backend.generation;
+        state.chosen = 0;
+    }
+    // SAFETY: an aligned u64 in the same element.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut state.chosen, 1) };
+}
+
+/// Remembers a TCP socket's frontend and peer.
+#[inline(always)]
+pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) {
+    let cookie = cookie(ctx);
+    let Some(origin) = ORIGINS.get_ptr_mut(cookie as u32 & (MAX_ORIGINS - 1)) else { return };
+    // SAFETY: an element of an array map, which is never freed. Another socket may hold the entry: readers compare the
+    // cookie, which is 0 while the rest is being written.
+    let origin = unsafe { &mut *origin };
+    origin.cookie = 0;
+    compiler_fence(Ordering::Release);
+    put(hit.addr, &mut origin.frontend);
+    put(words(&chosen.backend.addr), &mut origin.peer);
+    origin.frontend_port = hit.port.to_ne_bytes();
+    origin.peer_port = chosen.backend.port;
+    origin.backend = chosen.index;
+    compiler_fence(Ordering::Release);
+    origin.cookie = cookie;
+}
+
+/// What this TCP socket dialled, if it is connected to `peer` because of that.
+#[inline(always)]
+pub fn recall(ctx: &SockAddrContext, peer: Words, peer_port: u16) -> Option<(Words, u16)> {
+    let cookie = cookie(ctx);
+    let origin: &Origin = ORIGINS.get(cookie as u32 & (MAX_ORIGINS - 1))?;
+    if origin.cookie != cookie || !is_same(words(&origin.peer), port(&origin.peer_port), peer, peer_port) {
+        return None;
+    }
+    Some((words(&origin.frontend), port(&origin.frontend_port)))
+}
+
+#[inline(always)]
+fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: a valid context; returns an integer, and hands out a cookie if the socket had none.
+    unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) }
+}

@@ -1,0 +1,116 @@
+//! What UDP sockets remember: the last few frontends they used and the backends these stand for.
+//!
+//! It lies in the socket's own storage, so it is never evicted by other sockets and goes with the socket. Answers need it
+//! to come from the address that was asked, and a socket that sends without connect() needs it to stay with its
+//! backend.
+
+use aya_ebpf::programs::SockAddrContext;
+use tombolo_ebpf::abi::{Counter, UDP_PAIRS, UdpOrigin, UdpPair};
+
+use crate::{
+    choose::Chosen,
+    family::{Words, difference, port, put, words},
+    frontend::Hit,
+    maps::UDP_ORIGIN,
+    outcome::Skip,
+    remembered::{Use, still_good},
+};
+
+/// Remembers that this socket's frontend stands for `chosen`, in place of the pair that wasn't used for longest if it is a
+/// new one.
+#[inline(always)]
+pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) -> Result<(), Skip> {
+    let origin = UDP_ORIGIN.get_or_insert_ptr_mut(ctx, None);
+    if origin.is_null() {
+        return Err(Skip::Left(Counter::NoStorage));
+    }
+    // SAFETY: the kernel keeps the storage as long as the socket, which this call holds. Threads that share the socket may
+    // write a pair at once; each pair that results names addresses that the socket really used.
+    let origin = unsafe { &mut *origin };
+    let peer = words(&chosen.backend.addr);
+    let peer_port = port(&chosen.backend.port);
+    let clock = origin.clock.wrapping_add(1);
+    origin.clock = clock;
+    let [first, second, third, fourth] = &mut origin.pairs;
+    let is_it = |pair: &UdpPair| from_peer(pair, peer, peer_port) | from_frontend(pair, hit) == 0;
+    let pair = if is_it(first) {
+        first
+    } else if is_it(second) {
+        second
+    } else if is_it(third) {
+        third
+    } else if is_it(fourth) {
+        fourth
+    } else {
+        older(older(first, second, clock), older(third, fourth, clock), clock)
+    };
+    put(hit.addr, &mut pair.frontend);
+    put(peer, &mut pair.peer);
+    pair.frontend_port = hit.port.to_ne_bytes();
+    pair.peer_port = peer_port.to_ne_bytes();
+    pair.backend = chosen.index;
+    pair.version = hit.service.version;
+    pair.generation = chosen.backend.generation;
+    pair.used = clock;
+    Ok(())
+}
+
+/// The backend that this socket used for the same frontend last, if it is still good. Counts as a use.
+#[inline(always)]
+pub fn recall_backend(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> {
+    let UdpOrigin { clock: counted, pairs } = stored(ctx)?;
+    let clock = *counted;
+    let pair = newest(pairs, clock, |pair| from_frontend(pair, hit))?;
+    if pair.used != clock {
+        // Answers from a backend that serves several of the socket's frontends are for the one asked last.
+        pair.used = clock.wrapping_add(1);
+        *counted = clock.wrapping_add(1);
+    }
+    still_good(hit.service, pair.backend, pair.generation, pair.version, Use::Conversation)
+}
+
+/// What this socket dialled to reach `peer`.
+#[inline(always)]
+pub fn recall_frontend(ctx: &SockAddrContext, peer: Words, peer_port: u16) -> Option<(Words, u16)> {
+    let UdpOrigin { clock, pairs } = stored(ctx)?;
+    let pair = newest(pairs, *clock, |pair| from_peer(pair, peer, peer_port))?;
+    Some((words(&pair.frontend), port(&pair.frontend_port)))
+}
+
+#[inline(always)]
+fn stored(ctx: &SockAddrContext) -> Option<&'static mut UdpOrigin> {
+    // SAFETY: null or the socket's storage, which lives as long as the socket, which this call holds. For threads that share
+    // the socket see `remember`.
+    unsafe { UDP_ORIGIN.get_ptr_mut(ctx).as_mut() }
+}
+
+/// The pair used last among those that don't differ.
+#[inline(always)]
+fn newest(pairs: &mut [UdpPair; UDP_PAIRS], clock: u32, difference: impl Fn(&UdpPair) -> u32) -> Option<&mut UdpPair> {
+    let (mut best, mut least) = (None, u32::MAX);
+    for pair in pairs {
+        let age = clock.wrapping_sub(pair.used);
+        if difference(pair) == 0 && age < least {
+            (best, least) = (Some(pair), age);
+        }
+    }
+    best
+}
+
+/// The one that wasn't used for longer.
+#[inline(always)]
+fn older<'a>(one: &'a mut UdpPair, other: &'a mut UdpPair, clock: u32) -> &'a mut UdpPair {
+    if clock.wrapping_sub(one.used) >= clock.wrapping_sub(other.used) { one } else { other }
+}
+
+/// What differs between the pair's frontend and what was dialled; 0 if nothing does.
+#[inline(always)]
+fn from_frontend(pair: &UdpPair, hit: &Hit) -> u32 {
+    difference(words(&pair.frontend), port(&pair.frontend_port), hit.addr, hit.port)
+}
+
+/// What differs between the pair's peer and this one; 0 if nothing does.
+#[inline(always)]
+fn from_peer(pair: &UdpPair, peer: Words, peer_port: u16) -> u32 {
+    difference(words(&pair.peer), port(&pair.peer_port), peer, peer_port)
+}
