@@ -1,0 +1,135 @@
+//! `tombolo agent`: puts the parts together and waits for a signal.
+
+use crate::{
+    control::Socket,
+    datapath::{Kernel, cgroup, pins::Pins, preflight, probe},
+    model::{ClusterName, Place},
+    reconcile::Reconciler,
+    sources::{
+        manifests::ManifestSource,
+        objects::{Options, cluster_name},
+    },
+    tables::Capacity,
+    telemetry,
+};
+use anyhow::{Context, bail};
+use clap::{Args, builder::RangedI64ValueParser};
+use std::{fs, path::PathBuf};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::info;
+
+/// Events and questions that may wait.
+const QUEUE: usize = 64;
+/// Room for pods of this node that are left alone; the kubelet's own limit is 110 pods unless it is raised.
+const PODS: u32 = 4096;
+
+/// Run the node agent.
+#[derive(Args)]
+pub(super) struct AgentArgs {
+    /// A folder of manifests, as `kubectl get svc,endpointslices -o yaml` prints them; it is watched.
+    #[arg(long, env = "TOMBOLO_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// This cluster's id in the ClusterSet.
+    #[arg(long, env = "TOMBOLO_CLUSTER", value_name = "NAME", value_parser = cluster_name)]
+    cluster: ClusterName,
+    /// This node's name.
+    #[arg(long, env = "TOMBOLO_NODE", value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    node: String,
+    /// This node's zone.
+    #[arg(long, env = "TOMBOLO_ZONE", value_name = "NAME")]
+    zone: Option<String>,
+    /// The cgroup to attach to. Without it: the one that holds all pods' cgroups if the agent runs in a pod, else the
+    /// root.
+    #[arg(long, env = "TOMBOLO_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// The folder of bpffs in which maps and links are pinned.
+    #[arg(long, env = "TOMBOLO_PINS", value_name = "DIR", default_value = "/sys/fs/bpf/tombolo")]
+    pins: PathBuf,
+    /// Where the CLI reaches the agent.
+    #[arg(long, env = "TOMBOLO_SOCKET", value_name = "FILE", default_value = "/run/tombolo/agent.sock")]
+    socket: PathBuf,
+    /// Room for frontends: one for each address, port and protocol of a service.
+    #[arg(long, env = "TOMBOLO_MAX_FRONTENDS", value_name = "N", default_value_t = 16_384, value_parser = size())]
+    max_frontends: u32,
+    /// Room for backends. New services leave a sixteenth of it to changes of those that are there.
+    #[arg(long, env = "TOMBOLO_MAX_BACKENDS", value_name = "N", default_value_t = 262_144, value_parser = size())]
+    max_backends: u32,
+    /// Room for slots: one for each frontend's backend, and as many as the largest change needs besides. New services
+    /// leave a sixteenth of it to changes of those that are there.
+    #[arg(long, env = "TOMBOLO_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576, value_parser = size())]
+    max_slots: u32,
+    /// Translate every Service with a ClusterIP, not just the federated ones.
+    #[arg(long, env = "TOMBOLO_ALL_SERVICES")]
+    all_services: bool,
+}
+
+impl AgentArgs {
+    fn capacity(&self) -> Capacity {
+        // What is asked for is the user's; the probe's own services come on top.
+        let frontends = self.max_frontends + probe::SERVICES;
+        let slots = self.max_slots + probe::SERVICES;
+        Capacity {
+            frontends,
+            // A change needs a second entry for a while.
+            services: frontends * 2,
+            slots,
+            backends: self.max_backends + probe::SERVICES,
+            // Needed for UDP and for sessions only; a hash of this kind takes 32 bytes of memory for each place.
+            members: self.max_backends + probe::SERVICES,
+            pods: PODS,
+        }
+    }
+}
+
+/// What the size of a map may be. The largest ones take a few GiB then.
+fn size() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 24)
+}
+
+pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
+    telemetry::init()?;
+    preflight::check_privileges()?;
+    let cgroup = match &args.cgroup {
+        Some(cgroup) => cgroup.clone(),
+        None => cgroup::attach_point().context("find the cgroup to attach to (--cgroup names it)")?,
+    };
+    let cgroup = cgroup::named(&cgroup)?;
+    // Before anything is attached, so that an agent that can't go on changes nothing.
+    fs::read_dir(&args.manifests)
+        .with_context(|| format!("list manifests in {} (--manifests)", args.manifests.display()))?;
+    let socket = Socket::bind(&args.socket)?;
+    let capacity = args.capacity();
+    let pins = Pins::new(&args.pins);
+    let kernel = Kernel::load(&pins, &cgroup, &capacity)?;
+    let cluster = args.cluster.clone();
+    let place = Place { cluster: cluster.clone(), node: args.node.clone(), zone: args.zone.clone() };
+    let reconciler = Reconciler::new(place, pins, cgroup, kernel)?;
+    let options = Options { cluster, node: args.node, all_services: args.all_services };
+    let source = ManifestSource::new(args.manifests, options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("start the runtime")?.block_on(serve(reconciler, source, socket))
+}
+
+/// Runs all tasks until a signal comes; if one ends by itself, that is an error that says which.
+async fn serve(reconciler: Reconciler, source: ManifestSource, socket: Socket) -> anyhow::Result<()> {
+    let (events, received) = mpsc::channel(QUEUE);
+    let (asked, questions) = mpsc::channel(QUEUE);
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        ended = source.run(events) => ended.context("manifests")?,
+        ended = reconciler.run(received, questions) => ended.context("reconcile")?,
+        ended = socket.serve(asked) => ended.context("socket")?,
+        _ = terminate.recv() => return stopped("SIGTERM"),
+        _ = interrupt.recv() => return stopped("SIGINT"),
+    }
+    bail!("a part of the agent ended by itself");
+}
+
+fn stopped(signal: &str) -> anyhow::Result<()> {
+    info!(signal, "stopping; the data path stays in place until `tombolo unload`");
+    Ok(())
+}

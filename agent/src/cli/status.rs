@@ -1,0 +1,108 @@
+//! `tombolo status`: how the agent is.
+
+use super::{AskArgs, Output, lines, print_json, say};
+use crate::{
+    datapath::{HOOKS, KernelMaps, attached_by_pins, cgroup, pins::Pins},
+    report::{self, Agent, Question, Status, Tally},
+    tables::Installed,
+};
+use std::process::ExitCode;
+
+pub(super) fn run(args: &AskArgs) -> anyhow::Result<ExitCode> {
+    let status: Status = args.ask_or_read(Question::Status, |maps, installed| from_pins(args, maps, installed))?;
+    if args.output == Output::Json {
+        print_json(&status)?;
+    } else {
+        print(&status)?;
+    }
+    Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What an agent that is gone has left behind.
+fn from_pins(args: &AskArgs, maps: &KernelMaps, installed: &Installed) -> anyhow::Result<Status> {
+    let pins = Pins::new(&args.pins);
+    let attached = attached_by_pins(&pins)?;
+    let hook = |hook: &&str| report::Hook { name: (*hook).to_owned(), adopted: None, verified_instructions: None };
+    let mut problems = vec![format!(
+        "no agent answers at {}; what it installed stays in force and is shown here",
+        args.socket.display()
+    )];
+    let missing: Vec<&str> = HOOKS.into_iter().filter(|hook| !attached.contains_key(hook)).collect();
+    if !missing.is_empty() {
+        problems
+            .push(format!("connections take their ordinary path, for nothing is attached to {}", missing.join(", ")));
+    }
+    let cgroup = match attached.values().next() {
+        Some(&id) => {
+            let found = cgroup::find(id)?;
+            if found.is_none() {
+                problems.push(format!(
+                    "the hooks are attached to a cgroup that is gone, or not to be seen from here (id {id})"
+                ));
+            }
+            found
+        }
+        None => None,
+    };
+    Ok(Status {
+        agent: Agent::Gone,
+        ready: false,
+        problems,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        place: None,
+        cgroup: cgroup.map(|cgroup| cgroup.display().to_string()),
+        pins: pins.dir().display().to_string(),
+        hooks: HOOKS.iter().filter(|hook| attached.contains_key(*hook)).map(hook).collect(),
+        frontends: Tally { desired: None, installed: report::count(installed.frontends().keys()) },
+        backends: report::count_backends(installed),
+        exempt_pods: installed.pods().len(),
+        clusters: report::clusters(installed),
+        counters: report::counters(maps.counts()?),
+        drift: None,
+    })
+}
+
+fn print(status: &Status) -> anyhow::Result<()> {
+    let state = match (status.agent, status.ready) {
+        (Agent::Running, true) => "ready",
+        (Agent::Running, false) => "not ready",
+        (Agent::Gone, _) => "gone",
+    };
+    let mut rows = lines();
+    rows.add_row(["agent", &format!("{state}, version {}", status.version)]);
+    if let Some(place) = &status.place {
+        let zone = place.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
+        rows.add_row(["place", &format!("cluster {}, node {}{zone}", place.cluster, place.node)]);
+    }
+    if let Some(cgroup) = &status.cgroup {
+        rows.add_row(["cgroup", cgroup]);
+    }
+    rows.add_row(["pins", &status.pins]);
+    if !status.hooks.is_empty() {
+        let hook = |hook: &report::Hook| {
+            if hook.adopted == Some(true) { format!("{} (adopted)", hook.name) } else { hook.name.clone() }
+        };
+        rows.add_row(["hooks", &status.hooks.iter().map(hook).collect::<Vec<_>>().join(", ")]);
+    }
+    let frontends = match status.frontends.desired {
+        Some(desired) => format!("{} installed, {desired} desired", status.frontends.installed),
+        None => format!("{} installed", status.frontends.installed),
+    };
+    rows.add_row(["frontends", &frontends]);
+    rows.add_row(["backends", &format!("{} installed", status.backends)]);
+    if status.exempt_pods > 0 {
+        rows.add_row(["pods", &format!("{} left alone", status.exempt_pods)]);
+    }
+    let clusters: Vec<_> = status.clusters.iter().map(|(name, verdict)| format!("{name} {verdict}")).collect();
+    rows.add_row(["clusters", &clusters.join(", ")]);
+    let counters: Vec<_> = status.counters.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    rows.add_row(["counters", &counters.join(", ")]);
+    if let Some(drift) = status.drift.filter(|drift| *drift > 0) {
+        rows.add_row(["drift", &format!("tables altered by somebody else, and mended: {drift} times")]);
+    }
+    say(rows)?;
+    for problem in &status.problems {
+        say(format!("! {problem}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! The maps with their types. Their names and sizes appear here only.
+
+use super::{grace::Grace, pins::Pins, table::Table};
+use crate::tables::{self, Capacity, Step, object_name, service_name};
+use anyhow::{Context, bail};
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+use tombolo_ebpf::abi::{
+    Backend, BackendState, Cluster, Config, Counter, FrontendKey, Group, MemberKey, Service, ServiceName, Slot, map,
+};
+
+/// Every map is pinned: the next agent takes it over, and the CLI reads it when there is no agent.
+pub(super) const PINNED: [&str; 15] = [
+    map::FRONTENDS,
+    map::CURRENT,
+    map::SERVICES,
+    map::SLOTS,
+    map::BACKENDS,
+    map::MEMBERS,
+    map::CLUSTERS,
+    map::PODS,
+    map::NAMES,
+    map::CONFIG,
+    map::BACKEND_STATE,
+    map::ORIGINS,
+    map::UDP_ORIGIN,
+    map::AFFINITY,
+    map::COUNTERS,
+];
+
+/// Sessions that are remembered at most, on one node; the longest unused go first.
+const SESSIONS: u32 = 65_536;
+
+/// `max_entries` of the maps that grow with the tables.
+pub(super) fn sizes(capacity: &Capacity) -> [(&'static str, u32); 10] {
+    [
+        (map::FRONTENDS, capacity.frontends),
+        (map::CURRENT, capacity.services),
+        (map::SERVICES, capacity.services),
+        (map::SLOTS, capacity.slots),
+        (map::BACKENDS, capacity.backends),
+        (map::BACKEND_STATE, capacity.backends),
+        (map::MEMBERS, capacity.members),
+        (map::NAMES, capacity.services),
+        (map::PODS, capacity.pods),
+        (map::AFFINITY, SESSIONS),
+    ]
+}
+
+/// How much room the pinned maps have.
+pub(super) fn capacity_of(pins: &Pins) -> anyhow::Result<Capacity> {
+    let entries = |name: &'static str| {
+        let map = MapData::from_pin(pins.map(name)).with_context(|| format!("open the pinned map {name}"))?;
+        let info: MapInfo = map.info().with_context(|| format!("read the size of the pinned map {name}"))?;
+        anyhow::Ok(info.max_entries())
+    };
+    Ok(Capacity {
+        frontends: entries(map::FRONTENDS)?,
+        services: entries(map::SERVICES)?,
+        slots: entries(map::SLOTS)?,
+        backends: entries(map::BACKENDS)?,
+        members: entries(map::MEMBERS)?,
+        pods: entries(map::PODS)?,
+    })
+}
+
+/// A descriptor of a map that wasn't taken out of the object yet.
+pub(super) fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
+    let data = match ebpf.map(name) {
+        Some(
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data)
+            | Map::SkStorage(data),
+        ) => data,
+        Some(_) => bail!("map {name} is of a kind that isn't known here"),
+        None => bail!("map {name} is not in the object"),
+    };
+    data.fd().as_fd().try_clone_to_owned().with_context(|| format!("keep map {name} open"))
+}
+
+/// The maps that user space reads or writes.
+pub struct KernelMaps {
+    frontends: HashMap<MapData, FrontendKey, u32>,
+    current: Table<u32>,
+    services: Table<Service>,
+    slots: Table<Slot>,
+    backends: Table<Backend>,
+    members: HashMap<MapData, MemberKey, u32>,
+    clusters: Table<Cluster>,
+    pods: HashMap<MapData, u64, u32>,
+    names: HashMap<MapData, u32, ServiceName>,
+    config: Table<Config>,
+    backend_state: Table<BackendState>,
+    counters: PerCpuArray<MapData, u64>,
+    grace: Grace,
+}
+
+/// What programs counted, by counter.
+pub type Counts = BTreeMap<&'static str, u64>;
+
+impl KernelMaps {
+    /// Takes the maps out of a loaded object. Only after its programs are loaded: taking closes the object's own
+    /// descriptors.
+    pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Self::of(|name| ebpf.take_map(name).with_context(|| format!("map {name} is not in the object")))
+    }
+
+    /// Opens the pinned maps of an agent, running or gone.
+    pub fn open(pins: &Pins) -> anyhow::Result<Self> {
+        Self::of(|name| {
+            let path = pins.map(name);
+            let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+            Map::from_map_data(data).with_context(|| format!("open {}", path.display()))
+        })
+    }
+
+    fn of(mut map: impl FnMut(&'static str) -> anyhow::Result<Map>) -> anyhow::Result<Self> {
+        Ok(Self {
+            frontends: hash_map(map(map::FRONTENDS)?, map::FRONTENDS)?,
+            current: Table::new(map(map::CURRENT)?, map::CURRENT)?,
+            services: Table::new(map(map::SERVICES)?, map::SERVICES)?,
+            slots: Table::new(map(map::SLOTS)?, map::SLOTS)?,
+            backends: Table::new(map(map::BACKENDS)?, map::BACKENDS)?,
+            members: hash_map(map(map::MEMBERS)?, map::MEMBERS)?,
+            clusters: Table::new(map(map::CLUSTERS)?, map::CLUSTERS)?,
+            pods: hash_map(map(map::PODS)?, map::PODS)?,
+            names: hash_map(map(map::NAMES)?, map::NAMES)?,
+            config: Table::new(map(map::CONFIG)?, map::CONFIG)?,
+            backend_state: Table::new(map(map::BACKEND_STATE)?, map::BACKEND_STATE)?,
+            counters: PerCpuArray::try_from(map(map::COUNTERS)?)
+                .with_context(|| format!("map {} does not have the layout of abi", map::COUNTERS))?,
+            grace: Grace::default(),
+        })
+    }
+
+    /// Carries out one step.
+    pub fn apply(&mut self, step: &Step) -> anyhow::Result<()> {
+        match step {
+            Step::PutCluster(index, cluster) => self.clusters.set(*index, cluster)?,
+            Step::PutBackend(index, backend) => self.backends.set(*index, backend)?,
+            Step::PutSlots(first, slots) => self.slots.write(*first, slots)?,
+            Step::PutService(index, service) => self.services.set(*index, service)?,
+            Step::PutName(id, name) => self.names.insert(id, &service_name(name), 0)?,
+            Step::PutMember(key) => self.members.insert(key, &1, 0)?,
+            Step::PutPod(cgroup, reason) => self.pods.insert(cgroup, reason, 0)?,
+            Step::PutConfig(config) => self.config.set(0, config)?,
+            Step::PutFrontend(key, index) => self.put_frontend(key, *index)?,
+            Step::DropFrontend(key) => absent_is_fine(self.frontends.remove(key))?,
+            Step::DropMember(key) => absent_is_fine(self.members.remove(key))?,
+            Step::DropPod(cgroup) => absent_is_fine(self.pods.remove(cgroup))?,
+            Step::DropName(id) => absent_is_fine(self.names.remove(id))?,
+            Step::DropBackend(index) => self.backends.set(*index, &Backend::default())?,
+            Step::DropCluster(index) => self.clusters.set(*index, &NO_CLUSTER)?,
+            Step::Grace => self.grace.wait()?,
+        }
+        Ok(())
+    }
+
+    /// Reads back what user space has written: the state that the next plan starts from.
+    pub fn read(&self) -> anyhow::Result<tables::Maps> {
+        let frontends = self.frontends()?;
+        let services: BTreeMap<u32, Service> = self.services.used(|service| service.version != 0)?;
+        let mut slots = BTreeMap::new();
+        for group in frontends.values().filter_map(|index| services.get(index)).flat_map(used_groups) {
+            slots.insert(group.first_slot, self.slots_of(group)?);
+        }
+        let members: BTreeMap<MemberKey, u32> = collect(self.members.iter(), map::MEMBERS)?;
+        let names: BTreeMap<u32, ServiceName> = collect(self.names.iter(), map::NAMES)?;
+        Ok(tables::Maps {
+            frontends,
+            services,
+            slots,
+            backends: self.backends()?,
+            members: members.into_keys().collect(),
+            clusters: self.clusters()?,
+            names: names.into_iter().map(|(id, name)| (id, object_name(&name))).collect(),
+            pods: collect(self.pods.iter(), map::PODS)?,
+            config: self.config.get(0)?,
+        })
+    }
+
+    /// Makes a frontend lead to the service at `index`. For a frontend that is there already this is one write to
+    /// `CURRENT`; a new one is put into `FRONTENDS` once its id leads where it should.
+    fn put_frontend(&mut self, key: &FrontendKey, index: u32) -> anyhow::Result<()> {
+        let id = self.services.get(index)?.id;
+        self.current.set(id, &index)?;
+        match self.frontends.get(key, 0) {
+            Ok(old) if old == id => Ok(()),
+            _ => Ok(self.frontends.insert(key, &id, 0)?),
+        }
+    }
+
+    /// Where each frontend leads: indexes in `SERVICES`.
+    fn frontends(&self) -> anyhow::Result<BTreeMap<FrontendKey, u32>> {
+        let ids: BTreeMap<FrontendKey, u32> = collect(self.frontends.iter(), map::FRONTENDS)?;
+        ids.into_iter().map(|(key, id)| Ok((key, self.current.get(id)?))).collect()
+    }
+
+    fn slots_of(&self, group: &Group) -> anyhow::Result<Vec<Slot>> {
+        let range = group.first_slot..group.first_slot.saturating_add(group.slots);
+        Ok(self.slots.read(range)?.into_iter().map(|(_, slot)| slot).collect())
+    }
+
+    /// The backends in use, by index.
+    pub fn backends(&self) -> anyhow::Result<BTreeMap<u32, Backend>> {
+        self.backends.used(|backend| backend.generation != 0)
+    }
+
+    /// The clusters in use, by index.
+    pub fn clusters(&self) -> anyhow::Result<BTreeMap<u32, Cluster>> {
+        self.clusters.used(|cluster| cluster.name[0] != 0)
+    }
+
+    /// How often the backend at `index` was chosen since it has this generation.
+    pub fn chosen(&self, index: u32, generation: u32) -> anyhow::Result<u64> {
+        let state = self.backend_state.get(index)?;
+        Ok(if state.generation == generation { state.chosen } else { 0 })
+    }
+
+    /// What the programs learned about backends, by index.
+    pub fn states(&self) -> anyhow::Result<BTreeMap<u32, BackendState>> {
+        self.backend_state.used(|state| state.generation != 0)
+    }
+
+    /// What the programs counted, summed over CPUs.
+    pub fn counts(&self) -> anyhow::Result<Counts> {
+        let mut counts = Counts::new();
+        for counter in Counter::ALL {
+            let by_cpu = self.counters.get(&(counter as u32), 0);
+            let by_cpu = by_cpu.with_context(|| format!("read counter {}", counter.name()))?;
+            counts.insert(counter.name(), by_cpu.iter().sum());
+        }
+        Ok(counts)
+    }
+}
+
+/// A free entry of `CLUSTERS`.
+const NO_CLUSTER: Cluster = Cluster { verdict: 0, pad: [0; 7], name: [0; 64] };
+
+/// The groups that a tier names.
+fn used_groups(service: &Service) -> impl Iterator<Item = &Group> {
+    let used = service.tier_end.iter().copied().max().unwrap_or(0);
+    service.groups.iter().take(usize::from(used))
+}
+
+fn hash_map<K: Pod, V: Pod>(map: Map, name: &str) -> anyhow::Result<HashMap<MapData, K, V>> {
+    HashMap::try_from(map).with_context(|| format!("map {name} does not have the layout of abi"))
+}
+
+fn collect<K: Ord, V>(
+    entries: impl Iterator<Item = Result<(K, V), MapError>>,
+    name: &str,
+) -> anyhow::Result<BTreeMap<K, V>> {
+    entries.collect::<Result<_, _>>().with_context(|| format!("read map {name}"))
+}
+
+/// Treats a key that is already gone as removed.
+///
+/// aya reports it as ENOENT from the syscall, not as `MapError::KeyNotFound`.
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

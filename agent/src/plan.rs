@@ -1,0 +1,279 @@
+//! The writes that lead from what is installed to what is desired, in an order that is safe to stop after any of them.
+
+mod allot;
+mod compare;
+mod cover;
+mod layout;
+
+use self::{allot::Allot, compare::Clusters, layout::Layout};
+use crate::{
+    model::{ClusterName, ObjectName},
+    tables::{Capacity, Desired, DesiredService, Installed, Step, cluster_entry, groups, mentioned},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use tombolo_ebpf::abi::{self, FrontendKey, MemberKey};
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The writes, in order; none if what is installed agrees with what is desired as far as there is room.
+    pub steps: Vec<Step>,
+    /// Frontends that found no room, or that no table can hold, each with the reason in a person's words. What was
+    /// installed for them stays as it is.
+    pub refused: Vec<(FrontendKey, String)>,
+    /// Cgroup ids of pods that ought to be left alone and found no room.
+    pub refused_pods: Vec<u64>,
+    /// Whether the steps set entries free while something was refused: once they are carried out, planning again may find
+    /// room for it.
+    pub again: bool,
+}
+
+/// Plans the way from `installed` to `desired`.
+///
+/// New entries are written first: clusters, backends, slots, services, names, members, pods. Then the prefixes are
+/// widened, then frontends are flipped, one word each. Then what nothing leads to any more is taken away in reverse, with
+/// a grace period before whatever a running program could still be reading is cleared. Only entries that are free at
+/// the start are written. So every look-up between two steps finds the old or the new version of its service, and a
+/// plan that was broken off is simply planned again.
+///
+/// Services that don't change cost a comparison each and no step. A service that finds no room is refused whole and stays
+/// as it was; changes come before new frontends, both in the order of frontends, so the same input refuses the same.
+///
+/// `own` is the agent's own cluster, which always has index 0.
+///
+/// `prune` is false until every source has delivered its first full list. Then nothing is taken away: frontends that are
+/// not desired stay, and a service is changed only if its new version has all addresses and ports of the installed
+/// one, because what is missing may just not have been heard of yet. The same holds for pods.
+pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: &ClusterName, prune: bool) -> Plan {
+    let mut plan = Plan::default();
+    let Some(own_entry) = cluster_entry(own) else {
+        plan.refused = desired.services.keys().map(|key| (*key, format!("cluster name {own:?} has no room"))).collect();
+        return plan;
+    };
+    let clusters = Clusters::of(installed, own);
+    let changes = find_changes(desired, installed, &clusters, prune);
+    let mut allot = Allot::new(installed, capacity, clusters);
+    let mut layouts = Vec::new();
+    for (key, service) in changes.replaced.into_iter().chain(changes.added) {
+        match allot.lay_out(key, service) {
+            Ok(layout) => layouts.push(layout),
+            Err(reason) => plan.refused.push((key, reason)),
+        }
+    }
+    plan.refused.sort_unstable();
+
+    let leaves = Leaves::of(installed, &layouts, &changes.dropped, prune);
+    let ranges = cover::Needs::of(installed, &layouts, &changes.dropped);
+    let widening = ranges.widening();
+    let pods = pod_steps(desired, installed, capacity, prune, &mut plan.refused_pods);
+
+    let mut steps = Vec::new();
+    if widening.is_some() && installed.config_in_use() {
+        steps.push(Step::Grace);
+    }
+    if installed.clusters().get(&0).is_none_or(|entry| entry.name != own_entry.name) {
+        steps.push(Step::PutCluster(0, own_entry));
+    }
+    let mut config = *installed.config();
+    write_steps(&layouts, desired, &changes.renamed, &mut steps);
+    steps.extend(pods.puts);
+    if config.pod_level != pods.level {
+        config.pod_level = pods.level;
+        steps.push(Step::PutConfig(config));
+    }
+    if let Some(wide) = widening {
+        cover::switch(&mut config, wide, &mut steps);
+    }
+    steps.extend(layouts.iter().map(|layout| Step::PutFrontend(layout.service.key, layout.index)));
+
+    steps.extend(changes.dropped.iter().map(|key| Step::DropFrontend(*key)));
+    steps.extend(leaves.members.into_iter().map(Step::DropMember));
+    steps.extend(leaves.names.into_iter().map(Step::DropName));
+    steps.extend(pods.drops);
+    let narrowing = if prune { ranges.narrowing(&config) } else { None };
+    if leaves.awaits_grace {
+        steps.push(Step::Grace);
+    }
+    steps.extend(leaves.backends.into_iter().map(Step::DropBackend));
+    steps.extend(leaves.clusters.into_iter().map(Step::DropCluster));
+    if let Some(narrow) = narrowing {
+        cover::switch(&mut config, narrow, &mut steps);
+    }
+    plan.again = !plan.refused.is_empty() && steps.iter().any(frees)
+        || !plan.refused_pods.is_empty() && steps.iter().any(|step| matches!(step, Step::DropPod(_)));
+    plan.steps = steps;
+    plan
+}
+
+/// Whether a step sets entries free that the next plan may hand out.
+fn frees(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Grace
+            | Step::DropFrontend(_)
+            | Step::DropMember(_)
+            | Step::DropName(_)
+            | Step::DropBackend(_)
+            | Step::DropCluster(_)
+    )
+}
+
+/// What differs, each list in the order of frontends.
+struct Changes<'a> {
+    replaced: Vec<(FrontendKey, &'a DesiredService)>,
+    added: Vec<(FrontendKey, &'a DesiredService)>,
+    dropped: Vec<FrontendKey>,
+    /// Service ids of frontends whose table stays and whose name doesn't.
+    renamed: Vec<(u32, &'a ObjectName)>,
+}
+
+fn find_changes<'a>(desired: &'a Desired, installed: &Installed, clusters: &Clusters, prune: bool) -> Changes<'a> {
+    let mut changes = Changes { replaced: Vec::new(), added: Vec::new(), dropped: Vec::new(), renamed: Vec::new() };
+    let mut old = installed.frontends().keys().peekable();
+    for (key, service) in &desired.services {
+        while let Some(gone) = old.next_if(|old| *old < key) {
+            changes.dropped.push(*gone);
+        }
+        if old.next_if_eq(&key).is_none() {
+            changes.added.push((*key, service));
+        } else if let Some(id) = compare::agrees(installed, clusters, key, service) {
+            if !installed.names().get(&id).is_some_and(|name| compare::same_name(name, &service.name)) {
+                changes.renamed.push((id, &service.name));
+            }
+        } else if prune || compare::keeps_all(installed, key, service) {
+            changes.replaced.push((*key, service));
+        }
+    }
+    changes.dropped.extend(old);
+    if !prune {
+        changes.dropped.clear();
+    }
+    changes
+}
+
+/// What nothing leads to any more once the layouts are in force and `dropped` is gone.
+#[derive(Default)]
+struct Leaves {
+    members: BTreeSet<MemberKey>,
+    names: BTreeSet<u32>,
+    backends: Vec<u32>,
+    clusters: Vec<u32>,
+    awaits_grace: bool,
+}
+
+impl Leaves {
+    fn of(installed: &Installed, layouts: &[Layout], dropped: &[FrontendKey], prune: bool) -> Self {
+        let replaced = layouts.iter().map(|layout| layout.service.key);
+        let gone: Vec<&abi::Service> =
+            replaced.chain(dropped.iter().copied()).filter_map(|key| installed.entry(&key)).collect();
+        let awaits_grace = installed.awaits_grace() || !gone.is_empty() || !dropped.is_empty();
+        if !prune {
+            return Self { awaits_grace, ..Self::default() };
+        }
+        let mut members = installed.stale_members().clone();
+        let mut names: BTreeSet<u32> = installed.stale_names().collect();
+        for service in &gone {
+            members.extend(installed.members_of(service).filter(|member| installed.members().contains(member)));
+            names.extend(installed.names().contains_key(&service.id).then_some(service.id));
+        }
+        for layout in layouts {
+            for member in &layout.members {
+                members.remove(member);
+            }
+            names.remove(&layout.service.id);
+        }
+        let backends = unused_backends(installed, layouts, &gone);
+        let clusters = unused_clusters(installed, layouts, &gone, &backends);
+        Self { members, names, backends, clusters, awaits_grace }
+    }
+}
+
+fn unused_backends(installed: &Installed, layouts: &[Layout], gone: &[&abi::Service]) -> Vec<u32> {
+    let mut change: BTreeMap<u32, i64> = installed.unnamed_backends().iter().map(|&index| (index, 0)).collect();
+    for service in gone {
+        for index in crate::tables::distinct_ranges(service).flat_map(|group| mentioned(installed.slots(group))) {
+            *change.entry(index).or_default() -= 1;
+        }
+    }
+    for index in layouts.iter().flat_map(|layout| &layout.slots).flat_map(|(_, slots)| mentioned(slots)) {
+        *change.entry(index).or_default() += 1;
+    }
+    let unused = |(index, change): (u32, i64)| {
+        let is_installed = installed.backend(index).is_some();
+        (is_installed && i64::from(installed.backend_users(index)) + change <= 0).then_some(index)
+    };
+    change.into_iter().filter_map(unused).collect()
+}
+
+fn unused_clusters(installed: &Installed, layouts: &[Layout], gone: &[&abi::Service], backends: &[u32]) -> Vec<u32> {
+    let mut change: BTreeMap<u32, i64> = installed.clusters().keys().map(|&index| (index, 0)).collect();
+    let mut count = |cluster: u32, by: i64| *change.entry(cluster).or_default() += by;
+    for group in gone.iter().flat_map(|service| groups(service)) {
+        count(group.cluster, -1);
+    }
+    for backend in backends.iter().filter_map(|&index| installed.backend(index)) {
+        count(backend.cluster, -1);
+    }
+    for layout in layouts {
+        groups(&layout.service).iter().for_each(|group| count(group.cluster, 1));
+        layout.backends.iter().for_each(|(_, backend)| count(backend.cluster, 1));
+    }
+    let unused = |(index, change): (u32, i64)| {
+        let is_installed = index != 0 && installed.clusters().contains_key(&index);
+        (is_installed && i64::from(installed.cluster_users(index)) + change <= 0).then_some(index)
+    };
+    change.into_iter().filter_map(unused).collect()
+}
+
+/// All that is written before anything leads to it, each kind of entry in one run so that it can be written in bulk.
+fn write_steps(layouts: &[Layout], desired: &Desired, renamed: &[(u32, &ObjectName)], steps: &mut Vec<Step>) {
+    let clusters = layouts.iter().flat_map(|layout| &layout.clusters);
+    steps.extend(clusters.map(|(index, cluster)| Step::PutCluster(*index, *cluster)));
+    let backends = layouts.iter().flat_map(|layout| &layout.backends);
+    steps.extend(backends.map(|(index, backend)| Step::PutBackend(*index, *backend)));
+    let slots = layouts.iter().flat_map(|layout| &layout.slots);
+    steps.extend(slots.map(|(first, slots)| Step::PutSlots(*first, slots.clone())));
+    steps.extend(layouts.iter().map(|layout| Step::PutService(layout.index, layout.service)));
+    let names = layouts.iter().filter_map(|layout| {
+        let name = &desired.services.get(&layout.service.key)?.name;
+        layout.needs_name.then(|| Step::PutName(layout.service.id, name.clone()))
+    });
+    steps.extend(names);
+    steps.extend(renamed.iter().map(|(id, name)| Step::PutName(*id, (*name).clone())));
+    let members = layouts.iter().flat_map(|layout| &layout.new_members);
+    steps.extend(members.map(|member| Step::PutMember(*member)));
+}
+
+/// What changes in `PODS`.
+struct Pods {
+    puts: Vec<Step>,
+    drops: Vec<Step>,
+    level: u32,
+}
+
+fn pod_steps(
+    desired: &Desired,
+    installed: &Installed,
+    capacity: &Capacity,
+    prune: bool,
+    refused: &mut Vec<u64>,
+) -> Pods {
+    let mut room = usize::try_from(capacity.pods).unwrap_or(usize::MAX).saturating_sub(installed.pods().len());
+    let mut puts = Vec::new();
+    for (&cgroup, &reason) in &desired.pods {
+        match installed.pods().get(&cgroup) {
+            Some(&old) if old == reason => {}
+            Some(_) => puts.push(Step::PutPod(cgroup, reason)),
+            None if room > 0 => {
+                room -= 1;
+                puts.push(Step::PutPod(cgroup, reason));
+            }
+            None => refused.push(cgroup),
+        }
+    }
+    let gone = installed.pods().keys().filter(|cgroup| prune && !desired.pods.contains_key(cgroup));
+    let drops: Vec<Step> = gone.map(|&cgroup| Step::DropPod(cgroup)).collect();
+    let keeps = !prune && desired.pods.is_empty() && !installed.pods().is_empty();
+    let level = if keeps { installed.config().pod_level } else { desired.pod_level };
+    Pods { puts, drops, level }
+}

@@ -1,0 +1,312 @@
+//! The one loop between the middle and the edges: takes in what sources say, resolves and plans, has the kernel
+//! carry it out, and answers questions.
+
+mod answers;
+mod pods;
+mod writer;
+
+use crate::{
+    control::Asked,
+    datapath::{Kernel, pins::Pins, probe},
+    model::{Model, ObjectName, Place},
+    report::Question,
+    resolve::resolve,
+    sources::{Event, Problem},
+    tables::Desired,
+};
+use pods::{Exempt, PodCgroups};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, task::block_in_place, time::MissedTickBehavior};
+use tracing::{debug, error, info, warn};
+use writer::Writer;
+
+/// How often it is looked whether all is still in place, and what failed is tried again.
+const TICK: Duration = Duration::from_secs(2);
+/// How often the tables are compared with what they should hold; the largest take some 20 ms.
+const AUDIT: Duration = Duration::from_secs(10);
+/// How often the hooks are proven by a process that is put into their cgroup. Where the agent is itself, it costs nothing
+/// and is done with every tick.
+const PROOF: Duration = Duration::from_secs(30);
+/// How often the cgroups of pods that are just being started are looked for.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often the programs' log is read, if they were built to have one.
+const LISTEN: Duration = Duration::from_millis(200);
+
+/// Everything the loop owns.
+pub struct Reconciler {
+    place: Place,
+    pins: Pins,
+    cgroup: PathBuf,
+    writer: Writer<Kernel>,
+    model: Model,
+    desired: Desired,
+    pod_cgroups: PodCgroups,
+    exempt: Exempt,
+    /// Whether every source has delivered its first full list.
+    synced: bool,
+    /// Whether that is all there is, so that what is missing is gone.
+    complete: bool,
+    source_problems: Vec<Problem>,
+    /// What is wrong with services, whoever found it.
+    service_problems: BTreeMap<ObjectName, Vec<String>>,
+    /// Of these, what only all objects together show.
+    found_problems: BTreeMap<ObjectName, Vec<String>>,
+    faults: Faults,
+    /// How often the tables were found to hold something else than they should.
+    drift: u64,
+    /// When the hooks were last proven.
+    proven: Option<Instant>,
+    audited: Instant,
+}
+
+/// What keeps the agent from being ready, each as a sentence; none if that is as it should be.
+#[derive(Debug)]
+struct Faults {
+    /// Something is not in place in the kernel.
+    hooks: Option<String>,
+    /// The tables don't hold what is desired.
+    tables: Option<String>,
+    /// Pods that ought to be left alone are not.
+    pods: Option<String>,
+    /// The hooks are not proven to act.
+    proof: Option<String>,
+}
+
+impl Reconciler {
+    /// Starts from what the kernel holds.
+    pub fn new(place: Place, pins: Pins, cgroup: PathBuf, kernel: Kernel) -> anyhow::Result<Self> {
+        let capacity = kernel.capacity;
+        Ok(Self {
+            writer: Writer::new(kernel, capacity, place.cluster.clone())?,
+            place,
+            pins,
+            cgroup,
+            model: Model::default(),
+            desired: Desired::default(),
+            pod_cgroups: PodCgroups::default(),
+            exempt: Exempt::default(),
+            synced: false,
+            complete: false,
+            source_problems: Vec::new(),
+            service_problems: BTreeMap::new(),
+            found_problems: BTreeMap::new(),
+            faults: Faults {
+                hooks: None,
+                tables: Some("nothing was written yet".to_owned()),
+                pods: None,
+                proof: Some("no probe socket was sent yet".to_owned()),
+            },
+            drift: 0,
+            proven: None,
+            audited: Instant::now(),
+        })
+    }
+
+    /// Runs until the source ends.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut questions: mpsc::Receiver<Asked>,
+    ) -> anyhow::Result<()> {
+        let every = |period| {
+            let mut interval = tokio::time::interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        let (mut tick, mut look, mut listen) = (every(TICK), every(LOOK), every(LISTEN));
+        // The probe's own services come first: full tables must not keep us from being proven.
+        block_in_place(|| self.pass());
+        loop {
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return Ok(()) };
+                    let mut changed = self.absorb(event);
+                    // What else has come meanwhile goes into the same pass.
+                    while let Ok(event) = events.try_recv() {
+                        changed |= self.absorb(event);
+                    }
+                    if changed {
+                        block_in_place(|| { self.look_for_pods(true); self.pass(); });
+                    }
+                }
+                Some((question, reply)) = questions.recv() => block_in_place(|| self.reply(question, reply)),
+                _ = listen.tick(), if self.writer.datapath.says() => self.writer.datapath.flush_log(),
+                _ = look.tick(), if self.pod_cgroups.is_waiting(Instant::now()) => block_in_place(|| {
+                    if self.look_for_pods(false) {
+                        self.pass();
+                    }
+                }),
+                _ = tick.tick() => block_in_place(|| self.tick()),
+            }
+        }
+    }
+
+    /// Takes in what a source says; whether the tables may have to change.
+    fn absorb(&mut self, event: Event) -> bool {
+        match event {
+            Event::Changes(changes) => changes.into_iter().fold(false, |any, change| self.model.apply(change) | any),
+            Event::Synced { complete } => {
+                info!(
+                    services = self.model.services.len(),
+                    slices = self.model.slices.len(),
+                    complete,
+                    "source synced"
+                );
+                self.synced = true;
+                self.complete = complete;
+                true
+            }
+            Event::Problems(problems) => {
+                self.source_problems = problems;
+                false
+            }
+        }
+    }
+
+    fn reply(&mut self, question: Question, reply: tokio::sync::oneshot::Sender<String>) {
+        match self.answer(question) {
+            Ok(answer) => {
+                if reply.send(answer).is_err() {
+                    debug!("nobody waits for the answer any more");
+                }
+            }
+            Err(error) => warn!(error = format!("{error:#}"), ?question, "question not answered"),
+        }
+    }
+
+    /// Brings the kernel in step with the model.
+    fn pass(&mut self) {
+        let resolved = resolve(&self.model, &self.place, &self.exempt.pods, self.exempt.level);
+        self.desired = resolved.desired;
+        self.desired.services.extend(probe::services(&self.place.cluster));
+        self.service_problems = BTreeMap::new();
+        let mut found: BTreeMap<ObjectName, Vec<String>> = BTreeMap::new();
+        for (name, texts) in resolved.problems {
+            // What is wrong with the object itself its source has told, with the place.
+            let told = self.model.services.get(&name).map_or(&[][..], |service| &service.problems);
+            let news = texts.iter().filter(|text| !told.contains(text)).cloned();
+            found.entry(name.object.clone()).or_default().extend(news);
+            self.service_problems.entry(name.object).or_default().extend(texts);
+        }
+        found.retain(|_, texts| !texts.is_empty());
+        self.note_problems(found);
+        let written = self.writer.bring_in_step(&self.desired, self.complete);
+        self.faults.tables = written.err().map(|error| {
+            error!(error = format!("{error:#}"), "tables not brought in step, will be tried again");
+            format!("the tables are not in step with what is desired: {error:#}")
+        });
+        if self.faults.tables.is_none() && self.complete && self.writer.datapath.waits() {
+            self.take_over();
+        }
+        // Not with every change, as long as it fails.
+        if self.faults.proof.is_some() && self.proven.is_none_or(|last| last.elapsed() >= TICK) {
+            self.prove();
+        }
+    }
+
+    /// Puts our programs in place of an earlier agent's, whose maps could not be had.
+    fn take_over(&mut self) {
+        match self.writer.datapath.take_over() {
+            Ok(()) => self.forget_proof(),
+            Err(error) => self.note_hooks(Some(format!("{error:#}"))),
+        }
+    }
+
+    fn note_problems(&mut self, problems: BTreeMap<ObjectName, Vec<String>>) {
+        for (service, texts) in &problems {
+            let known = self.found_problems.get(service);
+            for problem in texts.iter().filter(|text| known.is_none_or(|known| !known.contains(text))) {
+                warn!(%service, %problem, "service problem");
+            }
+        }
+        self.found_problems = problems;
+    }
+
+    fn tick(&mut self) {
+        match self.writer.datapath.heal() {
+            Ok(attached_anew) => {
+                self.note_hooks(None);
+                if attached_anew {
+                    self.forget_proof();
+                }
+            }
+            Err(error) => self.note_hooks(Some(format!("{error:#}"))),
+        }
+        if self.audited.elapsed() >= AUDIT {
+            self.audit();
+        }
+        let behind = self.faults.tables.is_some() || self.writer.datapath.waits();
+        if self.look_for_pods(true) || behind {
+            self.pass();
+        }
+        let is_due = self.proven.is_none_or(|last| last.elapsed() >= PROOF);
+        if self.faults.proof.is_some() || is_due || probe::is_cheap(&self.cgroup) {
+            self.prove();
+        }
+    }
+
+    fn note_hooks(&mut self, fault: Option<String>) {
+        match (&self.faults.hooks, &fault) {
+            (Some(_), None) => info!("hooks are in place again"),
+            (before, Some(reason)) if before.as_ref() != Some(reason) => error!(%reason, "hooks are not in place"),
+            _ => {}
+        }
+        self.faults.hooks = fault;
+    }
+
+    /// Compares the tables with what they should hold.
+    fn audit(&mut self) {
+        self.audited = Instant::now();
+        match self.writer.audit() {
+            Ok(true) => {}
+            Ok(false) => {
+                self.drift += 1;
+                error!(drift = self.drift, "the tables hold something else than was written");
+                self.faults.tables = Some("the tables hold something else than was written".to_owned());
+            }
+            Err(error) => error!(error = format!("{error:#}"), "tables not audited"),
+        }
+    }
+
+    /// Looks for the cgroups of pods that are left alone; whether there is anything new.
+    fn look_for_pods(&mut self, everywhere: bool) -> bool {
+        match self.pod_cgroups.look(&self.model.pods, &self.cgroup, everywhere, Instant::now()) {
+            Ok(exempt) => {
+                self.faults.pods = None;
+                let is_new = exempt != self.exempt;
+                self.exempt = exempt;
+                is_new
+            }
+            Err(error) => {
+                let fault = format!("pods that ought to be left alone are not: {error:#}");
+                if self.faults.pods.as_ref() != Some(&fault) {
+                    error!(reason = format!("{error:#}"), "cgroups of pods not found");
+                }
+                self.faults.pods = Some(fault);
+                false
+            }
+        }
+    }
+
+    /// What was proven no longer holds.
+    fn forget_proof(&mut self) {
+        self.faults.proof = Some("the hooks were attached anew, and no probe socket was sent since".to_owned());
+        self.proven = None;
+    }
+
+    /// Sends a probe socket through the hooks.
+    fn prove(&mut self) {
+        let fault = probe::run(&self.cgroup).err().map(|error| format!("{error:#}"));
+        match (&self.faults.proof, &fault) {
+            (Some(_), None) => info!("hooks proven by a probe socket"),
+            (before, Some(reason)) if before.as_ref() != Some(reason) => error!(%reason, "hooks don't act"),
+            _ => {}
+        }
+        self.faults.proof = fault;
+        self.proven = Some(Instant::now());
+    }
+}

@@ -1,0 +1,95 @@
+//! The cgroups of pods that are left alone, which appear some time after the objects.
+
+use crate::{datapath::cgroup, model::Pod};
+use anyhow::ensure;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tombolo_ebpf::abi::exempt;
+use tracing::debug;
+
+/// How long a pod without a cgroup is looked for often: it is being started. Later it may be one that has ended.
+const STARTING: Duration = Duration::from_secs(60);
+
+/// Looks for cgroups.
+#[derive(Debug, Default)]
+pub(super) struct PodCgroups {
+    /// Where they may be.
+    folders: Vec<PathBuf>,
+    /// Since when pods have been without a cgroup, by UID.
+    missing: BTreeMap<String, Instant>,
+}
+
+/// What is known of the cgroups of pods that are left alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Exempt {
+    /// Cgroup id → a value of [`exempt`].
+    pub(super) pods: BTreeMap<u64, u32>,
+    /// [`tombolo_ebpf::abi::Config::pod_level`].
+    pub(super) level: u32,
+}
+
+impl PodCgroups {
+    /// Looks for those of `pods` below `cgroup`; `everywhere` there, or only where the kubelet was found to keep them.
+    ///
+    /// # Errors
+    ///
+    /// What can't be looked at, or lies too deep or nobody knows how deep for the programs to find it.
+    pub(super) fn look(
+        &mut self,
+        pods: &BTreeMap<String, Pod>,
+        cgroup: &Path,
+        everywhere: bool,
+        now: Instant,
+    ) -> anyhow::Result<Exempt> {
+        let reasons: BTreeMap<&str, u32> =
+            pods.iter().filter_map(|(uid, pod)| Some((uid.as_str(), exemption(pod)?))).collect();
+        self.missing.retain(|uid, _| reasons.contains_key(uid.as_str()));
+        if reasons.is_empty() {
+            return Ok(Exempt::default());
+        }
+        if everywhere {
+            self.folders = cgroup::pods_folders(cgroup)?;
+        }
+        let found = cgroup::of_pods(&self.folders, reasons.keys().copied())?;
+        for &uid in reasons.keys().filter(|uid| !found.contains_key(**uid)) {
+            if !self.missing.contains_key(uid) {
+                debug!(pod = %pods[uid].name, uid, "pod has no cgroup yet");
+                self.missing.insert(uid.to_owned(), now);
+            }
+        }
+        self.missing.retain(|uid, _| !found.contains_key(uid.as_str()));
+        let mut exempt = Exempt::default();
+        let mut levels = BTreeSet::new();
+        for (uid, dir) in found {
+            // Gone since it was found: then so are its sockets.
+            let Ok(id) = cgroup::id(&dir) else { continue };
+            exempt.pods.insert(id, reasons[uid]);
+            levels.insert(cgroup::level(&dir)?);
+        }
+        exempt.level = levels.first().copied().unwrap_or(0);
+        ensure!(
+            levels.iter().all(|level| *level <= exempt.level + 1),
+            "pods' cgroups lie {levels:?} cgroups deep, and programs look at two neighbouring depths only"
+        );
+        Ok(exempt)
+    }
+
+    /// Whether a pod is being waited for that was heard of only lately.
+    pub(super) fn is_waiting(&self, now: Instant) -> bool {
+        self.missing.values().any(|since| now.duration_since(*since) < STARTING)
+    }
+}
+
+/// Why a pod is left alone, if it is: a value of [`exempt`].
+fn exemption(pod: &Pod) -> Option<u32> {
+    if pod.meshed {
+        Some(exempt::MESHED)
+    } else if pod.opted_out {
+        Some(exempt::OPTED_OUT)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,152 @@
+//! What the tables should hold: which endpoints serve each frontend, in which order, with which shares.
+//!
+//! Everything is decided here and nothing is written: policy becomes tiers and weights, which the kernel draws from
+//! without knowing why. The same model always gives the same result.
+
+mod limits;
+mod merge;
+mod share;
+mod tiers;
+
+use crate::{
+    model::{Model, Place, Protocol, Service, ServiceKind, ServicePort, ServiceRef},
+    tables::{Desired, DesiredGroup, DesiredService},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    iter,
+    net::IpAddr,
+    time::Duration,
+};
+use tombolo_ebpf::abi::{self, FrontendKey};
+
+/// What follows from the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// What the tables should hold.
+    pub desired: Desired,
+    /// What people should know about each service, in their words; services without problems are left out.
+    pub problems: BTreeMap<ServiceRef, Vec<String>>,
+}
+
+/// Resolves everything known into tables.
+///
+/// Only services that are federated, did not opt out and have addresses are translated. `pods` (cgroup id → a value of
+/// [`abi::exempt`]) and `pod_level` ([`abi::Config::pod_level`]) are passed through, because what is known of pods
+/// by their UIDs becomes a cgroup at the edge only.
+pub fn resolve(model: &Model, place: &Place, pods: &BTreeMap<u64, u32>, pod_level: u32) -> Resolved {
+    let mut resolved = Resolved::default();
+    let mut owners: BTreeMap<FrontendKey, &ServiceRef> = BTreeMap::new();
+    // In the order of names, Services before ServiceImports: the first to claim a frontend has it.
+    for (name, service) in &model.services {
+        let mut problems = service.problems.clone();
+        if service.federated && !service.opted_out {
+            for (key, desired) in resolve_service(model, place, name, service, &mut problems) {
+                match owners.entry(key) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(name);
+                        resolved.desired.services.insert(key, desired);
+                    }
+                    Entry::Occupied(owner) if is_derived(model, owner.get(), name) => {}
+                    Entry::Occupied(owner) => {
+                        note(&mut problems, format!("{} belongs to {}", frontend(&key), object(owner.get())));
+                    }
+                }
+            }
+        }
+        if !problems.is_empty() {
+            resolved.problems.insert(name.clone(), problems);
+        }
+    }
+    resolved.desired.pods = pods.clone();
+    resolved.desired.pod_level = pod_level;
+    resolved
+}
+
+/// The frontends of one service, whether or not another one claims them too.
+fn resolve_service(
+    model: &Model,
+    place: &Place,
+    name: &ServiceRef,
+    service: &Service,
+    problems: &mut Vec<String>,
+) -> BTreeMap<FrontendKey, DesiredService> {
+    let addresses: BTreeSet<IpAddr> = service.addresses.iter().map(IpAddr::to_canonical).collect();
+    let mut frontends = BTreeMap::new();
+    for port in &service.ports {
+        let endpoints = merge::endpoints(model, place, name, service, port);
+        for is_ipv4 in [true, false] {
+            let keys: Vec<FrontendKey> = addresses
+                .iter()
+                .filter(|address| address.is_ipv4() == is_ipv4)
+                .map(|address| key_of(*address, port))
+                .filter(|key| !frontends.contains_key(key))
+                .collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let same_family = endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == is_ipv4).copied().collect();
+            let tiers = tiers::arrange(same_family, &service.traffic, place, problems);
+            let desired = DesiredService {
+                name: name.object.clone(),
+                affinity_seconds: service.affinity.map(whole_seconds),
+                exclusive: service.exclusive,
+                tiers: limits::fit(tiers, problems),
+            };
+            let copies = iter::repeat_n(desired, keys.len());
+            frontends.extend(keys.into_iter().zip(copies));
+        }
+    }
+    frontends
+}
+
+/// Whether `name` is a ServiceImport whose frontends its derived Service serves, as the MCS API has it: no conflict, as
+/// long as the import has no endpoints of its own that would be lost.
+fn is_derived(model: &Model, owner: &ServiceRef, name: &ServiceRef) -> bool {
+    owner.kind == ServiceKind::Service
+        && name.kind == ServiceKind::ServiceImport
+        && owner.object.namespace == name.object.namespace
+        && model.slices_of(name).next().is_none()
+}
+
+/// The API counts in whole seconds; what lies between is rounded up, so that no session ends early.
+fn whole_seconds(timeout: Duration) -> u32 {
+    let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+fn key_of(address: IpAddr, port: &ServicePort) -> FrontendKey {
+    let proto = match port.protocol {
+        Protocol::Tcp => abi::TCP,
+        Protocol::Udp => abi::UDP,
+    };
+    FrontendKey { addr: mapped(address), port: port.port.to_be_bytes(), proto, pad: 0 }
+}
+
+/// An address as the tables have it: IPv4 as an IPv4-mapped IPv6 address.
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+fn frontend(key: &FrontendKey) -> String {
+    let address = IpAddr::from(key.addr).to_canonical();
+    let protocol = if key.proto == abi::UDP { "UDP" } else { "TCP" };
+    format!("{}/{protocol}", std::net::SocketAddr::new(address, u16::from_be_bytes(key.port)))
+}
+
+fn object(name: &ServiceRef) -> String {
+    match name.kind {
+        ServiceKind::Service => format!("Service {name}"),
+        ServiceKind::ServiceImport => format!("ServiceImport {name}"),
+    }
+}
+
+/// Adds a problem that is not known yet: ports and families often share one.
+fn note(problems: &mut Vec<String>, problem: String) {
+    if !problems.contains(&problem) {
+        problems.push(problem);
+    }
+}
