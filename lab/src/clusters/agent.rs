@@ -1,0 +1,166 @@
+//! The agent of a node: the program `tombolo agent`, in a pod of its own in the node's network.
+
+use super::{Node, pod::uid};
+use crate::{bpffs, cgroup::Cgroup, manifests::Folder, netns::Netns, process::Process};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Lines of the log that an error shows.
+const LINES_SHOWN: usize = 15;
+
+/// An agent, running or not.
+#[derive(Debug)]
+pub struct Agent {
+    // In the order in which they are dropped.
+    process: Option<Process>,
+    cgroup: Cgroup,
+    program: PathBuf,
+    arguments: Vec<String>,
+    netns: PathBuf,
+    node: String,
+    pins: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// The agent for `node`, started.
+    pub(super) fn new(program: &Path, cluster: &str, node: &Node, manifests: &Folder, run: &Path) -> Result<Self> {
+        let folder = run.join(&node.name);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let pins = bpffs::folder()?;
+        fs::create_dir_all(&pins).with_context(|| format!("create {}", pins.display()))?;
+        let (pins, socket) = (pins.join(&node.name), folder.join("agent.sock"));
+        let arguments = [
+            ("--manifests", manifests.path().display().to_string()),
+            ("--cluster", cluster.to_owned()),
+            ("--node", node.name.clone()),
+            ("--zone", node.zone()),
+            ("--pins", pins.display().to_string()),
+            ("--socket", socket.display().to_string()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        let mut agent = Self {
+            process: None,
+            // Pods count from 1.
+            cgroup: node.container(&uid(0), "agent")?,
+            program: program.to_owned(),
+            arguments,
+            netns: node.netns.path(),
+            node: node.name.clone(),
+            pins,
+            socket,
+            log: folder.join("agent.log"),
+        };
+        agent.start()?;
+        Ok(agent)
+    }
+
+    /// Starts it. What it logs is added to its log.
+    pub fn start(&mut self) -> Result<()> {
+        let log = || -> Result<File> {
+            let open = OpenOptions::new().create(true).append(true).open(&self.log);
+            open.with_context(|| format!("open {}", self.log.display()))
+        };
+        let mut command = self.cgroup.command(&self.program);
+        command.arg("agent").args(&self.arguments).stdin(Stdio::null()).stdout(log()?).stderr(log()?);
+        let process = Process::start(&Netns::at(&self.netns)?, command)?;
+        self.process = Some(process.called(format!("the agent of {}", self.node)));
+        Ok(())
+    }
+
+    /// Whether it is running.
+    pub fn is_running(&mut self) -> Result<bool> {
+        match &mut self.process {
+            None => Ok(false),
+            Some(process) => Ok(process.ended()?.is_none()),
+        }
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn wait_until_ready(&mut self, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        loop {
+            let process = self.process.as_mut().with_context(|| format!("{} has no agent running", self.node))?;
+            if let Some(status) = process.ended()? {
+                bail!("the agent of {} ended with {status}:\n{}", self.node, self.last_words());
+            }
+            let status = self.ask(["status".as_ref(), "--socket".as_ref(), self.socket.as_os_str()])?;
+            if status.success() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent of {} is not ready after {} s:\n{}",
+                self.node,
+                within.as_secs(),
+                self.last_words()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills it by SIGKILL. What it did in the kernel stays.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.as_mut().with_context(|| format!("{} has no agent running", self.node))?.kill()?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// Stops it and has it take everything out of the kernel.
+    pub fn unload(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            let status = process.stop(Duration::from_secs(5))?;
+            ensure!(status.is_some(), "the agent of {} does not end on SIGTERM", self.node);
+        }
+        let status = self.ask(["unload".as_ref(), "--pins".as_ref(), self.pins.as_os_str()])?;
+        ensure!(status.success(), "tombolo unload --pins {}: {status}", self.pins.display());
+        Ok(())
+    }
+
+    /// What `tombolo services -o json` prints; with the agent gone, from the pinned maps.
+    pub fn services(&self) -> Result<Value> {
+        let mut command = Command::new(&self.program);
+        command.args(["services", "-o", "json", "--socket"]).arg(&self.socket).arg("--pins").arg(&self.pins);
+        let output = command.output().with_context(|| format!("run {}", self.program.display()))?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "tombolo services on {}: {}", self.node, complaint.trim());
+        serde_json::from_slice(&output.stdout).context("understand what tombolo services prints")
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Where its pins are.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Where it logs.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Runs the agent's program for its exit status.
+    fn ask<const N: usize>(&self, arguments: [&OsStr; N]) -> Result<ExitStatus> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().with_context(|| format!("run {}", self.program.display()))
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+    }
+}

@@ -1,0 +1,26 @@
+//! A service of one other cluster, under a name of its own.
+
+use super::{
+    Scene,
+    shares::{check, shares},
+    stage::Stage,
+};
+use anyhow::Result;
+use std::time::Duration;
+
+pub(super) const SCENE: Scene =
+    Scene { name: "flat", shows: "api-east in west reaches east only, api-west in east reaches west only", play };
+
+fn play(stage: &mut Stage<'_>) -> Result<()> {
+    let ways = [("west", "api-east", "east"), ("east", "api-west", "west")];
+    for (from, service, _) in ways {
+        stage.ask(from, service, false)?;
+    }
+    stage.watch(Duration::from_secs(3))?;
+    let seen = stage.stop()?;
+    for (from, service, to) in ways {
+        check(&format!("{service} from {from}"), &seen[from].by_cluster, &shares([(to, 1.0)]))?;
+    }
+    stage.note("straight to the other cluster's pods");
+    Ok(())
+}
