@@ -1,0 +1,204 @@
+//! Somebody else's programs: a few instructions by hand, attached the way that others attach theirs.
+#![expect(unsafe_code, reason = "raw system calls: what is tried here is what no library does any more")]
+
+use std::{
+    fs::File,
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+};
+
+/// Hooks and their `enum bpf_attach_type`, linux/bpf.h.
+pub(crate) const CONNECT4: u32 = 10;
+pub(crate) const CONNECT6: u32 = 11;
+pub(crate) const GETPEERNAME6: u32 = 30;
+
+/// Flags of `BPF_PROG_ATTACH`, linux/bpf.h.
+pub(crate) const EXCLUSIVE: u32 = 0;
+pub(crate) const OVERRIDE: u32 = 1;
+pub(crate) const MULTI: u32 = 2;
+
+/// A program attached to a cgroup. Detached when dropped.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    program: OwnedFd,
+    cgroup: File,
+    hook: u32,
+}
+
+impl Foreign {
+    /// Attaches a program that does nothing.
+    pub(crate) fn idle(cgroup: &Path, hook: u32, flags: u32) -> io::Result<Self> {
+        Self::attach(cgroup, hook, flags, &[MOVE_1_TO_R0, EXIT])
+    }
+
+    /// Attaches a program to connect4 that sends those who dial `from` to `to`, at the same port.
+    pub(crate) fn redirect(cgroup: &Path, flags: u32, from: Ipv4Addr, to: Ipv4Addr) -> io::Result<Self> {
+        let code = [
+            // r2 = ctx->user_ip4
+            instruction(0x61, 2, 1, 4, 0),
+            // The lower half only: the upper one of an immediate is its sign.
+            instruction(0x56, 2, 0, 2, word(from)),
+            instruction(0xb4, 2, 0, 0, word(to)),
+            // ctx->user_ip4 = r2
+            instruction(0x63, 1, 2, 4, 0),
+            MOVE_1_TO_R0,
+            EXIT,
+        ];
+        Self::attach(cgroup, CONNECT4, flags, &code)
+    }
+
+    fn attach(cgroup: &Path, hook: u32, flags: u32, code: &[u64]) -> io::Result<Self> {
+        let program = load(hook, code)?;
+        let cgroup = File::open(cgroup)?;
+        let mut attach = Attach {
+            target_fd: cgroup.as_raw_fd().cast_unsigned(),
+            attach_bpf_fd: program.as_raw_fd().cast_unsigned(),
+            attach_type: hook,
+            attach_flags: flags,
+        };
+        bpf(8, &mut attach)?;
+        Ok(Self { program, cgroup, hook })
+    }
+
+    /// Its id, as `bpftool` shows it.
+    pub(crate) fn id(&self) -> u32 {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.program.as_raw_fd())).unwrap();
+        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")).unwrap();
+        id.trim().parse().unwrap()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let mut detach = Attach {
+            target_fd: self.cgroup.as_raw_fd().cast_unsigned(),
+            attach_bpf_fd: self.program.as_raw_fd().cast_unsigned(),
+            attach_type: self.hook,
+            attach_flags: 0,
+        };
+        if let Err(error) = bpf(9, &mut detach) {
+            eprintln!("detach a foreign program: {error}");
+        }
+    }
+}
+
+/// The ids of the programs on a hook of this very cgroup, in the order in which they run, and how they were attached.
+pub(crate) fn programs_on(cgroup: &Path, hook: u32) -> (Vec<u32>, u32) {
+    #[repr(C)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        pad: u32,
+    }
+    let mut ids = vec![0u32; 64];
+    let cgroup = File::open(cgroup).unwrap();
+    let mut query = Query {
+        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type: hook,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: 64,
+        pad: 0,
+    };
+    bpf(16, &mut query).unwrap();
+    ids.truncate(usize::try_from(query.prog_cnt).unwrap());
+    (ids, query.attach_flags)
+}
+
+/// Pins a map that is of no use to anybody at `path`.
+pub(crate) fn pin_map(path: &Path) {
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    #[repr(C)]
+    struct Pin {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let map = bpf(0, &mut Create { map_type: 2, key_size: 4, value_size: 4, max_entries: 1 }).unwrap();
+    // SAFETY: a descriptor that was just made for us.
+    let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(map).unwrap()) };
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let bpf_fd = map.as_raw_fd().cast_unsigned();
+    bpf(6, &mut Pin { pathname: path.as_ptr() as u64, bpf_fd, file_flags: 0 }).unwrap();
+}
+
+/// Attributes of `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
+#[repr(C)]
+struct Attach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+}
+
+const MOVE_1_TO_R0: u64 = instruction(0xb7, 0, 0, 0, 1);
+const EXIT: u64 = instruction(0x95, 0, 0, 0, 0);
+
+/// `struct bpf_insn` as a number, on a little-endian machine.
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> u64 {
+    let (code, registers) = (code as u64, (to | from << 4) as u64);
+    code | registers << 8 | (offset.cast_unsigned() as u64) << 16 | (immediate.cast_unsigned() as u64) << 32
+}
+
+/// An address as contexts hold it: in network byte order.
+fn word(address: Ipv4Addr) -> i32 {
+    i32::from_ne_bytes(address.octets())
+}
+
+fn load(hook: u32, code: &[u64]) -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, linux/bpf.h.
+    const SOCK_ADDR: u32 = 18;
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    let license = c"GPL";
+    let mut load = Load {
+        prog_type: SOCK_ADDR,
+        insn_cnt: u32::try_from(code.len()).unwrap(),
+        insns: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: *b"somebody_elses\0\0",
+        prog_ifindex: 0,
+        expected_attach_type: hook,
+    };
+    let fd = bpf(5, &mut load)?;
+    // SAFETY: a descriptor that was just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) })
+}
+
+/// `bpf(2)`. Whatever the attributes point at lives until it returns: all callers see to that.
+fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: the kernel reads and writes as many bytes as it is told.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

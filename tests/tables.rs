@@ -1,0 +1,18 @@
+//! The pure middle as a whole, without privileges: model → tables → writes, against a kernel that is data.
+
+#[path = "tables/desired.rs"]
+mod desired;
+#[path = "tables/kernel.rs"]
+mod kernel;
+#[path = "tables/overfull.rs"]
+mod overfull;
+#[path = "tables/plans.rs"]
+mod plans;
+#[path = "tables/policy.rs"]
+mod policy;
+#[path = "tables/sequences.rs"]
+mod sequences;
+#[path = "tables/speed.rs"]
+mod speed;
+#[path = "tables/world.rs"]
+mod world;
