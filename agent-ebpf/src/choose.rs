@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
 use core::ffi::c_void;
 use tombolo_ebpf::abi::{Backend, Counter, Group, MAX_GROUPS, MAX_TIER_GROUPS, MAX_TIERS, Service, verdict};
 
-use crate::maps::{BACKENDS, CLUSTERS, SERVICES, SLOTS, count};
+use crate::maps::{BACKENDS, CLUSTERS, Numbered, SERVICES, SLOTS, count};
 
 /// Draws in a tier before it is searched in order.
 const DRAWS: u32 = 5;
@@ -44,13 +44,13 @@ pub fn choose(service: &Service, index: u32) -> Option<Chosen> {
     }
     count(Counter::Redrawn);
     let index = search(index);
-    Some(Chosen { index, backend: BACKENDS.get(index)? })
+    Some(Chosen { index, backend: BACKENDS.at(index)? })
 }
 
 /// Whether new connections may go to `cluster`.
 #[inline(always)]
 pub fn is_up(cluster: u32) -> bool {
-    CLUSTERS.get(cluster).is_some_and(|cluster| cluster.verdict == verdict::OK)
+    CLUSTERS.at(cluster).is_some_and(|cluster| cluster.verdict == verdict::OK)
 }
 
 /// A group of the first tier, by weight: its number.
@@ -60,7 +60,7 @@ pub fn is_up(cluster: u32) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw_group(service: u32) -> u32 {
-    let Some(service) = SERVICES.get(service) else { return 0 };
+    let Some(service) = SERVICES.at(service) else { return 0 };
     let last = u32::from(service.tier_end[0]).wrapping_sub(1);
     let point = below(group_at(service, last).upto).0;
     for i in 0..MAX_TIER_GROUPS as u32 {
@@ -94,7 +94,7 @@ fn below(n: u32) -> (u32, u32) {
 #[inline(always)]
 fn draw(group: &Group) -> Option<Chosen> {
     let (column, fraction) = below(group.slots);
-    let slot = SLOTS.get(group.first_slot.wrapping_add(column))?;
+    let slot = SLOTS.at(group.first_slot.wrapping_add(column))?;
     // Both are read, or the compiler would choose between addresses: an addition to a pointer of one number or another,
     // which the verifier allows to those with CAP_PERFMON only.
     // SAFETY: a field of a value of an array map.
@@ -102,7 +102,7 @@ fn draw(group: &Group) -> Option<Chosen> {
     // SAFETY: likewise.
     let alias = unsafe { (&raw const slot.alias).read_volatile() };
     let index = if fraction < slot.threshold { backend } else { alias };
-    Some(Chosen { index, backend: BACKENDS.get(index)? })
+    Some(Chosen { index, backend: BACKENDS.at(index)? })
 }
 
 /// The thorough way: tier after tier, redraws, then a search in order. Returns the index of a backend, even of one
@@ -140,7 +140,7 @@ extern "C" fn search_tier(service: u32, tier: u32) -> u32 {
 /// Where the tier's groups begin, and where they end.
 #[inline(always)]
 fn bounds(service: u32, tier: u32) -> (u32, u32) {
-    let Some(service) = SERVICES.get(service) else { return (0, 0) };
+    let Some(service) = SERVICES.at(service) else { return (0, 0) };
     // All ends in one word, tier 0 in the lowest byte: shifts, where an array would have to be indexed.
     const { assert!(MAX_TIERS == size_of::<u64>()) };
     let ends = u64::from_le_bytes(service.tier_end);
@@ -153,33 +153,38 @@ fn bounds(service: u32, tier: u32) -> (u32, u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_good(backend: u32) -> u32 {
-    u32::from(BACKENDS.get(backend).is_some_and(|backend| backend.verdict == verdict::OK))
+    u32::from(BACKENDS.at(backend).is_some_and(|backend| backend.verdict == verdict::OK))
 }
 
 /// A walk over the groups of a tier whose clusters are up, by `bpf_loop`: the verifier goes through its body once or
 /// twice instead of sixteen times.
+///
+/// It lies on the stack, where Linux 6.1 takes whatever fills half of eight bytes for damage to a pointer once it knows
+/// the other half, unless the agent has CAP_PERFMON. Hence whole words.
 #[repr(C)]
 struct Walk {
     /// Index of the service.
-    service: u32,
+    service: u64,
     /// The first group.
-    start: u32,
+    start: u64,
     /// The group behind the last one.
-    end: u32,
+    end: u64,
     /// `upto` of the group before.
-    before: u32,
+    before: u64,
+    /// The walk ends in the group in which the sum exceeds this. Between the two that start at zero, which would be
+    /// set by a call of `memset` otherwise.
+    point: u64,
     /// The sum of the weights so far.
-    total: u32,
-    /// The walk ends in the group in which the sum exceeds this.
-    point: u32,
+    total: u64,
     /// The group in which it ended, or `NONE`.
-    group: u32,
+    group: u64,
 }
 
 /// Walks until the sum of the weights exceeds `point`.
 #[inline(always)]
 fn walk(service: u32, start: u32, end: u32, point: u32) -> Walk {
-    let mut walk = Walk { service, start, end, before: 0, total: 0, point, group: NONE };
+    let [service, start, end, point] = [service, start, end, point].map(u64::from);
+    let mut walk = Walk { service, start, end, before: 0, point, total: 0, group: NONE.into() };
     let state = core::ptr::from_mut(&mut walk).cast::<c_void>();
     let body: extern "C" fn(u32, &mut Walk) -> i64 = walk_group;
     // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
@@ -189,21 +194,22 @@ fn walk(service: u32, start: u32, end: u32, point: u32) -> Walk {
 
 /// One step of a walk; 1 ends it.
 extern "C" fn walk_group(i: u32, walk: &mut Walk) -> i64 {
-    let Some(service) = SERVICES.get(walk.service) else { return 1 };
-    let number = walk.start.wrapping_add(i);
+    let Some(service) = SERVICES.at(walk.service as u32) else { return 1 };
+    let number = walk.start.wrapping_add(i.into());
     if number >= walk.end {
         return 1;
     }
-    let group = group_at(service, number);
+    let group = group_at(service, number as u32);
+    let upto = u64::from(group.upto);
     if is_up(group.cluster) {
-        walk.total = walk.total.wrapping_add(group.upto.wrapping_sub(walk.before));
+        walk.total = walk.total.wrapping_add(upto.wrapping_sub(walk.before));
         if walk.total > walk.point {
             // SAFETY: a field. Volatile, or the compiler makes one store with a chosen address of this and the one below.
             unsafe { (&raw mut walk.group).write_volatile(number) };
             return 1;
         }
     }
-    walk.before = group.upto;
+    walk.before = upto;
     0
 }
 
@@ -211,7 +217,7 @@ extern "C" fn walk_group(i: u32, walk: &mut Walk) -> i64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn weigh_up(service: u32, start: u32, end: u32) -> u32 {
-    walk(service, start, end, u32::MAX).total
+    walk(service, start, end, u32::MAX).total as u32
 }
 
 /// A backend by weight from those groups between `start` and `end` whose clusters are up, as if they lay one after the
@@ -219,8 +225,8 @@ extern "C" fn weigh_up(service: u32, start: u32, end: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw_up(service: u32, start: u32, end: u32, total: u32) -> u32 {
-    let group = walk(service, start, end, below(total).0).group;
-    let Some(service) = SERVICES.get(service) else { return NONE };
+    let group = walk(service, start, end, below(total).0).group as u32;
+    let Some(service) = SERVICES.at(service) else { return NONE };
     if group == NONE {
         return NONE;
     }
@@ -231,17 +237,17 @@ extern "C" fn draw_up(service: u32, start: u32, end: u32, total: u32) -> u32 {
 #[repr(C)]
 struct Scan {
     /// Index of the service.
-    service: u32,
+    service: u64,
     /// The first group.
-    start: u32,
+    start: u64,
     /// How many groups there are.
-    groups: u32,
+    groups: u64,
     /// Which one is looked at first, counted from `start`.
-    group: u32,
+    group: u64,
     /// Which slot of it, counted round and round.
-    column: u32,
+    column: u64,
     /// Index of the backend found, or `NONE`.
-    found: u32,
+    found: u64,
 }
 
 /// The first backend that isn't out among the slots that follow a random one, taking the groups between `start` and `end`
@@ -253,31 +259,33 @@ extern "C" fn scan_up(service: u32, start: u32, end: u32) -> u32 {
         return NONE;
     }
     let groups = end - start;
-    let mut scan = Scan { service, start, groups, group: below(groups).0, column: below(1 << 24).0, found: NONE };
+    let [service, start, group, column] = [service, start, below(groups).0, below(1 << 24).0].map(u64::from);
+    let mut scan = Scan { service, start, groups: groups.into(), group, column, found: NONE.into() };
     let state = core::ptr::from_mut(&mut scan).cast::<c_void>();
     let body: extern "C" fn(u32, &mut Scan) -> i64 = scan_slot;
     // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
     unsafe { bpf_loop(SCAN, body as *mut c_void, state, 0) };
-    scan.found
+    scan.found as u32
 }
 
 /// One slot; 1 ends the scan.
 extern "C" fn scan_slot(i: u32, scan: &mut Scan) -> i64 {
-    let Some(service) = SERVICES.get(scan.service) else { return 1 };
-    if scan.groups == 0 {
+    let Some(service) = SERVICES.at(scan.service as u32) else { return 1 };
+    let (start, groups) = (scan.start as u32, scan.groups as u32);
+    if groups == 0 {
         return 1;
     }
-    let at = scan.group.wrapping_add(i);
-    let group = group_at(service, scan.start.wrapping_add(at % scan.groups));
+    let at = (scan.group as u32).wrapping_add(i);
+    let group = group_at(service, start.wrapping_add(at % groups));
     if group.slots == 0 || !is_up(group.cluster) {
         return 0;
     }
-    let column = scan.column.wrapping_add(at / scan.groups) % group.slots;
-    let Some(slot) = SLOTS.get(group.first_slot.wrapping_add(column)) else { return 1 };
+    let column = (scan.column as u32).wrapping_add(at / groups) % group.slots;
+    let Some(slot) = SLOTS.at(group.first_slot.wrapping_add(column)) else { return 1 };
     if is_good(slot.backend) == 0 {
         return 0;
     }
-    scan.found = slot.backend;
+    scan.found = slot.backend.into();
     1
 }
 
@@ -297,6 +305,6 @@ extern "C" fn last_resort(service: u32) -> u32 {
         }
     }
     let group = draw_group(service);
-    let Some(service) = SERVICES.get(service) else { return NONE };
+    let Some(service) = SERVICES.at(service) else { return NONE };
     draw(group_at(service, group)).map_or(NONE, |chosen| chosen.index)
 }

@@ -6,8 +6,8 @@ use tombolo_ebpf::abi::{
 };
 
 use crate::{
-    family::{Family, Words, halves, is_mapped, is_same, port, put, words},
-    maps::{CONFIG, CURRENT, FRONTENDS, PODS, SERVICES},
+    family::{Family, Words, halves, is_mapped, is_same, port, words as in_words},
+    maps::{CONFIG, CURRENT, FRONTENDS, Numbered, PODS, SERVICES},
     outcome::Skip,
 };
 
@@ -29,16 +29,14 @@ pub struct Hit {
 #[inline(always)]
 pub fn find<F: Family>(ctx: &SockAddrContext) -> Result<Hit, Skip> {
     let addr = F::addr(ctx);
-    let config = CONFIG.get(0).ok_or(Skip::NotOurs)?;
+    let config = CONFIG.at(0).ok_or(Skip::NotOurs)?;
     let ranges = active(config);
     if !within(addr, &ranges.frontends4, &ranges.frontends6) {
         return Err(Skip::NotOurs);
     }
     let proto = protocol(ctx).ok_or(Skip::NotOurs)?;
     let dialled = dialled_port(ctx);
-    let mut key = FrontendKey { addr: [0; 16], port: dialled.to_ne_bytes(), proto, pad: 0 };
-    put(addr, &mut key.addr);
-    let (index, service) = look_up(&key)?;
+    let (index, service) = look_up(addr, dialled, proto)?;
     if config.pod_level != 0 && is_exempt(config.pod_level) {
         return Err(Skip::Left(Counter::Exempt));
     }
@@ -53,16 +51,23 @@ const LOOK_UPS: u32 = 4;
 /// What was read on the way can be another frontend's, or half written (see `abi`). The key in the service tells, and a
 /// second look finds what is right by now.
 #[inline(always)]
-fn look_up(key: &FrontendKey) -> Result<(u32, &'static Service), Skip> {
+fn look_up(addr: Words, dialled: u16, proto: u8) -> Result<(u32, &'static Service), Skip> {
+    const { assert!(size_of::<FrontendKey>() <= size_of::<[u64; 3]>()) };
+    let [first, second] = halves(addr);
+    let [high, low] = dialled.to_ne_bytes();
+    // A `FrontendKey` in whole words, for the reason that `Numbered` gives.
+    let words = [first, second, u64::from_ne_bytes([high, low, proto, 0, 0, 0, 0, 0])];
     for _ in 0..LOOK_UPS {
+        // SAFETY: of this layout, integers all, and aligned.
+        let key = unsafe { &*words.as_ptr().cast::<FrontendKey>() };
         // SAFETY: a plain integer is copied out at once. Whose it is, is checked below.
         let id = *unsafe { FRONTENDS.get(key) }.ok_or(Skip::NotOurs)?;
-        let current = CURRENT.get_ptr(id).ok_or(Skip::NotOurs)?;
+        let current = CURRENT.at_mut(id).ok_or(Skip::NotOurs)?;
         // SAFETY: an element of an array map, which is never freed; user space writes it at any time, hence volatile.
         let index = unsafe { current.read_volatile() };
-        let Some(service) = SERVICES.get(index) else { continue };
-        let is_same = is_same(words(&service.key.addr), port(&service.key.port), words(&key.addr), port(&key.port));
-        if is_same && service.key.proto == key.proto {
+        let Some(service) = SERVICES.at(index) else { continue };
+        let found = &service.key;
+        if is_same(in_words(&found.addr), port(&found.port), addr, dialled) && found.proto == proto {
             return Ok((index, service));
         }
     }

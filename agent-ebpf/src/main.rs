@@ -6,6 +6,8 @@
 #![no_main]
 // `core` leaves atomic read-modify-write out for this target, which has it since Linux 5.12 (`lock xadd` since 3.18).
 #![feature(core_intrinsics)]
+// Inline assembly isn't stable for this target.
+#![feature(asm_experimental_arch)]
 #![expect(internal_features, reason = "there is no other way to an atomic add")]
 #![expect(unsafe_code, reason = "contexts and maps are the kernel's memory")]
 #![expect(

@@ -5,10 +5,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG},
     btf_maps::SkStorage,
+    helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
 use tombolo_ebpf::abi::{
     AffinityKey, AffinityValue, Backend, BackendState, Cluster, Config, Counter, FrontendKey, MAX_CLUSTERS,
     MAX_ORIGINS, MemberKey, Origin, Service, ServiceName, Slot, UdpOrigin,
@@ -49,10 +53,38 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_m
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 
+/// A map whose elements are found by their number.
+pub trait Numbered<T> {
+    /// Element `index`, if there is one. Elements of an array are never freed; user space or other CPUs may write them at
+    /// any time.
+    ///
+    /// The maps' own look-ups put a key of four bytes on the stack. Linux 6.1 refuses a store of less than eight bytes where a
+    /// number that it knew lay before, for without CAP_PERFMON it takes that for damage to a pointer. So the key fills
+    /// eight bytes, of which the kernel reads the first four.
+    #[inline(always)]
+    fn at_mut(&'static self, index: u32) -> Option<*mut T> {
+        let key = u64::from(index).to_le();
+        let map = core::ptr::from_ref(self).cast::<c_void>().cast_mut();
+        // SAFETY: a map with keys of four bytes and values of `T`, as whoever implements this vouches for.
+        let found = unsafe { bpf_map_lookup_elem(map, (&raw const key).cast()) };
+        if found.is_null() { None } else { Some(found.cast()) }
+    }
+
+    /// Likewise, to read.
+    #[inline(always)]
+    fn at(&'static self, index: u32) -> Option<&'static T> {
+        // SAFETY: not null, and aligned as the kernel aligns values. That others write it is what `abi` argues about.
+        self.at_mut(index).map(|element| unsafe { &*element })
+    }
+}
+
+impl<T> Numbered<T> for Array<T> {}
+impl<T> Numbered<T> for PerCpuArray<T> {}
+
 /// Counts one `counter`.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(n) = COUNTERS.get_ptr_mut(counter as u32) {
+    if let Some(n) = COUNTERS.at_mut(counter as u32) {
         // SAFETY: an aligned u64. The entry is this CPU's own, but the kernel may run another program on it in between.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(n, 1) };
     }

@@ -14,7 +14,7 @@ use crate::{
     choose::Chosen,
     family::{Family, Words, is_same, port, put, words},
     frontend::Hit,
-    maps::{BACKEND_STATE, ORIGINS},
+    maps::{BACKEND_STATE, Numbered, ORIGINS},
     outcome::Skip,
 };
 
@@ -39,7 +39,7 @@ pub fn set_port(ctx: &SockAddrContext, port: u16) {
 
 #[inline(always)]
 fn count_choice(chosen: &Chosen) {
-    let Some(state) = BACKEND_STATE.get_ptr_mut(chosen.index) else { return };
+    let Some(state) = BACKEND_STATE.at_mut(chosen.index) else { return };
     // SAFETY: an element of an array map, which is never freed; other CPUs write it too, but only integers.
     let state = unsafe { &mut *state };
     if state.generation != chosen.backend.generation {
@@ -54,7 +54,7 @@ fn count_choice(chosen: &Chosen) {
 #[inline(always)]
 pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) {
     let cookie = cookie(ctx);
-    let Some(origin) = ORIGINS.get_ptr_mut(cookie as u32 & (MAX_ORIGINS - 1)) else { return };
+    let Some(origin) = ORIGINS.at_mut(cookie as u32 & (MAX_ORIGINS - 1)) else { return };
     // SAFETY: an element of an array map, which is never freed. Another socket may hold the entry: readers compare the
     // cookie, which is 0 while the rest is being written.
     let origin = unsafe { &mut *origin };
@@ -73,7 +73,7 @@ pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) {
 #[inline(always)]
 pub fn recall(ctx: &SockAddrContext, peer: Words, peer_port: u16) -> Option<(Words, u16)> {
     let cookie = cookie(ctx);
-    let origin: &Origin = ORIGINS.get(cookie as u32 & (MAX_ORIGINS - 1))?;
+    let origin: &Origin = ORIGINS.at(cookie as u32 & (MAX_ORIGINS - 1))?;
     if origin.cookie != cookie || !is_same(words(&origin.peer), port(&origin.peer_port), peer, peer_port) {
         return None;
     }

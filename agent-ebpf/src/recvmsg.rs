@@ -6,7 +6,7 @@ use tombolo_ebpf::abi::UDP;
 use crate::{
     family::{Family, V4, V6},
     frontend::{active, dialled_port, protocol, within},
-    maps::CONFIG,
+    maps::{CONFIG, Numbered},
     origin, udp,
 };
 
@@ -24,7 +24,7 @@ pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let source = F::addr(ctx);
-    let Some(config) = CONFIG.get(0) else { return 1 };
+    let Some(config) = CONFIG.at(0) else { return 1 };
     let ranges = active(config);
     if within(source, &ranges.backends4, &ranges.backends6)
         && protocol(ctx) == Some(UDP)

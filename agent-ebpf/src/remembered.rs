@@ -4,7 +4,7 @@ use tombolo_ebpf::abi::{MemberKey, Service, verdict};
 
 use crate::{
     choose::{Chosen, is_up},
-    maps::{BACKENDS, MEMBERS},
+    maps::{BACKENDS, MEMBERS, Numbered},
 };
 
 /// What a choice is made again for.
@@ -21,7 +21,7 @@ pub enum Use {
 /// A service of the same version has the same backends; of another one, membership is looked up.
 #[inline(always)]
 pub fn still_good(service: &Service, index: u32, generation: u32, version: u32, next: Use) -> Option<Chosen> {
-    let backend = BACKENDS.get(index)?;
+    let backend = BACKENDS.at(index)?;
     let fit = match next {
         Use::Connection => backend.verdict == verdict::OK,
         Use::Conversation => backend.verdict <= verdict::DRAINING,

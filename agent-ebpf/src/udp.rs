@@ -5,6 +5,7 @@
 //! backend.
 
 use aya_ebpf::programs::SockAddrContext;
+use core::arch::asm;
 use tombolo_ebpf::abi::{Counter, UDP_PAIRS, UdpOrigin, UdpPair};
 
 use crate::{
@@ -60,7 +61,10 @@ pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) -> Result<(),
 pub fn recall_backend(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> {
     let UdpOrigin { clock: counted, pairs } = stored(ctx)?;
     let clock = *counted;
-    let pair = newest(pairs, clock, |pair| from_frontend(pair, hit))?;
+    let (pair, age) = newest(pairs, clock, |pair| from_frontend(pair, hit));
+    if age == NEVER {
+        return None;
+    }
     if pair.used != clock {
         // Answers from a backend that serves several of the socket's frontends are for the one asked last.
         pair.used = clock.wrapping_add(1);
@@ -73,7 +77,10 @@ pub fn recall_backend(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> {
 #[inline(always)]
 pub fn recall_frontend(ctx: &SockAddrContext, peer: Words, peer_port: u16) -> Option<(Words, u16)> {
     let UdpOrigin { clock, pairs } = stored(ctx)?;
-    let pair = newest(pairs, *clock, |pair| from_peer(pair, peer, peer_port))?;
+    let (pair, age) = newest(pairs, *clock, |pair| from_peer(pair, peer, peer_port));
+    if age == NEVER {
+        return None;
+    }
     Some((words(&pair.frontend), port(&pair.frontend_port)))
 }
 
@@ -84,18 +91,38 @@ fn stored(ctx: &SockAddrContext) -> Option<&'static mut UdpOrigin> {
     unsafe { UDP_ORIGIN.get_ptr_mut(ctx).as_mut() }
 }
 
-/// The pair used last among those that don't differ.
+/// The pair used last among those that don't differ, and how long ago that was; [`NEVER`] if all differ.
+///
+/// Not an option: without CAP_PERFMON Linux 6.1 goes on, as the processor might, with the null of no pair as a pair.
 #[inline(always)]
-fn newest(pairs: &mut [UdpPair; UDP_PAIRS], clock: u32, difference: impl Fn(&UdpPair) -> u32) -> Option<&mut UdpPair> {
-    let (mut best, mut least) = (None, u32::MAX);
-    for pair in pairs {
-        let age = clock.wrapping_sub(pair.used);
-        if difference(pair) == 0 && age < least {
-            (best, least) = (Some(pair), age);
+fn newest(pairs: &mut [UdpPair; UDP_PAIRS], clock: u32, difference: impl Fn(&UdpPair) -> u32) -> (&mut UdpPair, u32) {
+    let age = |pair: &UdpPair| if difference(pair) == 0 { clock.wrapping_sub(pair.used) } else { NEVER };
+    let [first, second, third, fourth] = pairs.each_mut().map(opaque);
+    let mut least = age(first);
+    let mut best = first;
+    for pair in [second, third, fourth] {
+        let age = age(pair);
+        if age < least {
+            (best, least) = (pair, age);
         }
     }
-    best
+    (best, least)
 }
+
+/// The same reference, of which the compiler doesn't know that it belongs to an array.
+///
+/// Of a choice between two elements it would make an addition of a chosen number, which takes CAP_PERFMON.
+#[inline(always)]
+fn opaque<T>(reference: &mut T) -> &mut T {
+    let mut pointer = core::ptr::from_mut(reference);
+    // SAFETY: the pointer stays what it was. An instruction there has to be: none of its own has line information.
+    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(pure, nomem, nostack)) };
+    // SAFETY: a reference just now, which nobody else has.
+    unsafe { &mut *pointer }
+}
+
+/// Longer ago than any use.
+const NEVER: u32 = u32::MAX;
 
 /// The one that wasn't used for longer.
 #[inline(always)]
