@@ -14,7 +14,17 @@ use rtnetlink::{
         route::RouteScope,
     },
 };
-use std::{net::IpAddr, os::fd::AsRawFd};
+use std::{
+    net::{IpAddr, UdpSocket},
+    os::fd::AsRawFd,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// How long the kernel may take to make an address usable, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Any port.
+const DISCARD: u16 = 9;
 
 impl Netns {
     /// Joins this namespace to `peer` by a pair of virtual links, `name` here and `peer_name` there; both are up.
@@ -66,8 +76,8 @@ impl Netns {
             .with_context(|| format!("remove {link} in {}", self.label()))
     }
 
-    /// Gives `link` an address, with the length of the prefix that is reached directly over it. An IPv6 address is
-    /// usable at once.
+    /// Gives `link`, which has to be up, an address, with the length of the prefix that is reached directly over it.
+    /// The address is usable when this returns.
     pub fn address(&self, link: &str, address: IpNet) -> Result<()> {
         self.netlink(async |handle| {
             let link = index(&handle, link).await?;
@@ -77,7 +87,26 @@ impl Netns {
             }
             request.execute().await
         })
+        .and_then(|()| if address.addr().is_ipv6() { self.await_route(address.addr()) } else { Ok(()) })
         .with_context(|| format!("add address {address} to {link} in {}", self.label()))
+    }
+
+    /// Waits for the route to an IPv6 address of this namespace: also without duplicate detection the kernel adds it
+    /// from a work queue, some time after the address, and until then a connect finds the network unreachable.
+    fn await_route(&self, address: IpAddr) -> Result<()> {
+        let start = Instant::now();
+        self.run(|| {
+            loop {
+                // Looks the route up, and sends nothing.
+                match UdpSocket::bind((address, 0)).and_then(|socket| socket.connect((address, DISCARD))) {
+                    Ok(()) => return Ok(()),
+                    Err(error) if start.elapsed() > PATIENCE => {
+                        return Err(error).with_context(|| format!("not usable after {PATIENCE:?}"));
+                    }
+                    Err(_) => sleep(Duration::from_millis(1)),
+                }
+            }
+        })?
     }
 
     /// Sends what goes to `to` through the router `via`, which has to be reachable already.

@@ -108,7 +108,7 @@ fn a_size_that_makes_no_sense_is_refused() {
 #[test]
 fn thousands_of_services_are_loaded_taken_over_and_listed() {
     let Some(site) = site() else { return };
-    let services = if is_emulated() { 500 } else { 5_000 };
+    let services = if is_emulated() { 200 } else { 5_000 };
     let backends: u32 = 10;
     let address =
         |first: u32, number: u32| std::net::Ipv4Addr::from(u32::from_be_bytes([10, 96, 0, 0]) + (first << 16) + number);

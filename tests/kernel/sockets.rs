@@ -67,10 +67,14 @@ pub(crate) fn read_answer(mut socket: &Socket) -> io::Result<SocketAddr> {
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') {
         let mut byte = [0];
-        if socket.read(&mut byte)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match socket.read(&mut byte) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => answer.push(byte[0]),
+            // A socket with a timeout isn't read on from after an interruption, and on Linux 6.1 what io_uring still has to
+            // do in this thread is one.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        answer.push(byte[0]);
     }
     parse(answer.trim_ascii_end())
 }
