@@ -26,7 +26,9 @@ pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> 
     // SAFETY: takes nothing, returns an integer.
     let now = unsafe { bpf_ktime_get_ns() };
     let timeout = u64::from(hit.service.affinity_seconds) * 1_000_000_000;
-    if let Some(value) = AFFINITY.get_ptr_mut(&key) {
+    let known = AFFINITY.get_ptr_mut(&key);
+    let is_known = known.is_some();
+    if let Some(value) = known {
         // SAFETY: the kernel frees no element before this program ends. If it gives it to another key meanwhile, that key's
         // session is at worst prolonged: the backend is checked to be a member of this service.
         let session = unsafe { &mut *value };
@@ -48,21 +50,18 @@ pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> 
         generation: chosen.backend.generation,
         pad: 0,
     };
-    match AFFINITY.get_ptr_mut(&key) {
+    // Of several first connects at once one makes the session, and the others join it. So whoever found none doesn't write
+    // over one that is there by now. One that can't be remembered still gets its connection.
+    if is_known && let Some(value) = AFFINITY.get_ptr_mut(&key) {
         // SAFETY: as above.
-        Some(value) => unsafe { *value = session },
-        // Of several first connects at once one makes the session; the others join it. One that can't be remembered still gets
-        // its connection.
-        None => {
-            if AFFINITY.insert(&key, &session, BPF_NOEXIST.into()).is_err()
-                && let Some(value) = AFFINITY.get_ptr_mut(&key)
-            {
-                // SAFETY: as above.
-                let other = unsafe { *value };
-                return still_good(hit.service, other.backend, other.generation, other.version, Use::Connection)
-                    .or(Some(chosen));
-            }
-        }
+        unsafe { *value = session };
+    } else if AFFINITY.insert(&key, &session, BPF_NOEXIST.into()).is_err()
+        && let Some(value) = AFFINITY.get_ptr_mut(&key)
+    {
+        // SAFETY: as above.
+        let other = unsafe { *value };
+        return still_good(hit.service, other.backend, other.generation, other.version, Use::Connection)
+            .or(Some(chosen));
     }
     Some(chosen)
 }
