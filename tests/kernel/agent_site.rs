@@ -153,9 +153,17 @@ impl Site {
         Said::by(&mut command)
     }
 
-    /// What `tombolo … -o json` prints, and whether it exited with 0.
+    /// What `tombolo … -o json` prints, and whether it exited with 0. An agent that is busy, on a machine that is, is
+    /// asked again.
     pub(crate) fn json(&self, question: &str) -> (Value, bool) {
-        let said = self.tombolo(&[question, "-o", "json"]);
+        let mut said = self.tombolo(&[question, "-o", "json"]);
+        until(Duration::from_secs(10), || {
+            if said.err.contains("has not answered within") {
+                said = self.tombolo(&[question, "-o", "json"]);
+                return None;
+            }
+            Some(())
+        });
         let document = serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said:?}"));
         (document, said.status.success())
     }

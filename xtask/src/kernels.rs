@@ -83,7 +83,9 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     if fixtures.exists() {
         files.push((fixtures, format!("{folder}/fixtures")));
     }
-    let words = [environment(), vec![effort(), test_path, "--show-output".to_owned()], args.filters.clone()].concat();
+    // One test at a time: side by side on emulated processors they take as long, and keep each other waiting.
+    let run = [effort(), test_path, "--show-output".to_owned(), "--test-threads=1".to_owned()];
+    let words = [environment(), run.to_vec(), args.filters.clone()].concat();
 
     let kernels = if args.kernels.is_empty() { DEFAULT.map(str::to_owned).to_vec() } else { args.kernels.clone() };
     let mut report = Report::default();
