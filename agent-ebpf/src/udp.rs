@@ -116,7 +116,7 @@ fn newest(pairs: &mut [UdpPair; UDP_PAIRS], clock: u32, difference: impl Fn(&Udp
 fn opaque<T>(reference: &mut T) -> &mut T {
     let mut pointer = core::ptr::from_mut(reference);
     // SAFETY: the pointer stays what it was. An instruction there has to be: none of its own has line information.
-    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(pure, nomem, nostack)) };
+    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(pure, readonly, nostack)) };
     // SAFETY: a reference just now, which nobody else has.
     unsafe { &mut *pointer }
 }
