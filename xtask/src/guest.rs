@@ -57,6 +57,8 @@ pub(crate) enum End {
     Limit,
     /// Without a status: a panic, or no memory.
     Broken,
+    /// Before it was up, be it that it hung. Now and then a kernel that patches its own code trips over it on two emulated processors.
+    Stillborn,
 }
 
 /// A guest that was started. Its output is `child`'s.
@@ -143,7 +145,7 @@ impl Running {
         let status = self.child.wait().context("wait for QEMU")?;
         let text = fs::read_to_string(self.run.file("status")).unwrap_or_default();
         let end = end(&text, status.code());
-        if end == End::Broken {
+        if matches!(end, End::Broken | End::Stillborn) {
             let log = fs::read_to_string(self.run.file("qemu.log")).context("read QEMU's log")?;
             eprint!("{log}");
         }
@@ -153,11 +155,14 @@ impl Running {
 
 /// What the second serial port's `text` and the exit code of `timeout` say.
 fn end(text: &str, code: Option<i32>) -> End {
-    match text.trim().parse() {
+    let mut lines = text.lines();
+    let is_up = lines.next() == Some("up");
+    match lines.next().unwrap_or_default().parse() {
         Ok(status) => End::Status(status),
         // 124: the limit; 137: and QEMU had to be killed.
-        Err(_) if matches!(code, Some(124 | 137)) => End::Limit,
-        Err(_) => End::Broken,
+        Err(_) if is_up && matches!(code, Some(124 | 137)) => End::Limit,
+        Err(_) if is_up => End::Broken,
+        Err(_) => End::Stillborn,
     }
 }
 
@@ -232,9 +237,11 @@ mod tests {
 
     #[test]
     fn a_guest_ends_with_the_commands_status_or_says_why_there_is_none() {
-        assert_eq!(end("3\n", Some(0)), End::Status(3));
-        assert_eq!(end("", Some(124)), End::Limit);
-        assert_eq!(end("", Some(137)), End::Limit);
-        assert_eq!(end("", Some(0)), End::Broken);
+        assert_eq!(end("up\n3\n", Some(0)), End::Status(3));
+        assert_eq!(end("up\n", Some(124)), End::Limit);
+        assert_eq!(end("", Some(137)), End::Stillborn);
+        assert_eq!(end("up\n", Some(137)), End::Limit);
+        assert_eq!(end("up\n", Some(0)), End::Broken);
+        assert_eq!(end("", Some(0)), End::Stillborn);
     }
 }

@@ -25,6 +25,8 @@ const DEFAULT: [&str; 2] = ["6.1", "6.12"];
 
 /// The programs of ours that the kernel tests start.
 const OURS: [&str; 2] = ["tombolo", "lab"];
+/// How often a guest is started that the emulator breaks.
+const TRIES: u32 = 3;
 /// The variable that tells tests how many connects to make.
 const EFFORT: &str = "TOMBOLO_TEST_CONNECTS";
 
@@ -131,13 +133,20 @@ pub(crate) fn guest(args: &GuestArgs) -> anyhow::Result<u8> {
         limit: Duration::from_secs(args.limit),
     };
     let words = [environment(), args.command.clone()].concat();
-    Ok(match guest.start(&words, Stdio::inherit())?.wait()? {
+    let mut end = guest.start(&words, Stdio::inherit())?.wait()?;
+    for _ in 1..TRIES {
+        if end == End::Stillborn {
+            eprintln!("guest: did not come up, started again");
+            end = guest.start(&words, Stdio::inherit())?.wait()?;
+        }
+    }
+    Ok(match end {
         End::Status(status) => status,
         End::Limit => {
             eprintln!("guest: not done after {} s", args.limit);
             124
         }
-        End::Broken => {
+        End::Broken | End::Stillborn => {
             eprintln!("guest: ended without a status");
             125
         }
@@ -161,17 +170,48 @@ fn kernel(spec: &str) -> anyhow::Result<Kernel> {
 
 /// Runs `words` in `guest` as the test program `name`.
 fn follow(report: &mut Report, name: &str, guest: &Guest, words: &[String]) -> anyhow::Result<()> {
-    let mut running = guest.start(words, Stdio::piped())?;
-    let output = running.child.stdout.take().expect("the guest's output is piped");
-    let failed = report.read_all(name, output, &mut io::stdout())?;
-    match running.wait()? {
+    let mut tries = 0;
+    let (end, failed) = loop {
+        let mut running = guest.start(words, Stdio::piped())?;
+        let output = running.child.stdout.take().expect("the guest's output is piped");
+        let mut screen = Screen::default();
+        let failed = report.read_all(name, output, &mut screen)?;
+        let end = running.wait()?;
+        tries += 1;
+        let is_emulators_fault = end == End::Stillborn || end == End::Broken && screen.tripped;
+        if !is_emulators_fault || tries == TRIES {
+            break (end, failed);
+        }
+        println!("{name}: the emulator broke the kernel, started again");
+    };
+    match end {
         End::Status(0) => {}
         End::Status(status) if failed == 0 => report.fail(format!("{name}: status {status}")),
         End::Status(_) => {}
         End::Limit => report.fail(format!("{name}: not done after {} s", guest.limit.as_secs())),
-        End::Broken => report.fail(format!("{name}: the guest ended without a status")),
+        End::Broken | End::Stillborn => report.fail(format!("{name}: the guest ended without a status")),
     }
     Ok(())
+}
+
+/// Standard output, which notes whether the kernel tripped over its own patched code: QEMU lets a processor run what
+/// another one has just replaced; seen once in some thirty boots with two of them.
+#[derive(Default)]
+struct Screen {
+    tripped: bool,
+}
+
+impl io::Write for Screen {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        const TRIPPED: &[u8] = b"Oops: int3";
+        self.tripped |= text.windows(TRIPPED.len()).any(|part| part == TRIPPED);
+        io::stdout().write_all(text)?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
 }
 
 /// `file` without debug information, which is most of a debug build: each MiB costs a guest 15 ms.
