@@ -20,13 +20,21 @@
 //!   an index in `CURRENT` may be seen half written. That is why [`Service`] repeats its key, and the program compares it
 //!   and looks again.
 //! * Verdicts ([`Backend::verdict`], [`Cluster::verdict`]) and [`Config::active`] change in place. Such a write changes
-//!   one byte and rewrites the rest with what was there, so it can't be seen half done.
+//!   one byte and rewrites the rest with what was there, so it can't be seen half done. [`Cluster::syn_timeout`] changes
+//!   in place too; if a program ever read half of it, one connect would have an odd SYN timeout.
+//! * [`map::BACKEND_OF`] names a backend until its open connections are gone ([`BackendState::open`]), whether or not a
+//!   service still does. A program that meets a recycled element reads another backend's index, so it compares address and
+//!   port with the entry in [`map::BACKENDS`].
 //! * What programs remember across connects ([`UdpOrigin`], [`AffinityValue`]) can outlive the backend it names. It is
 //!   used only if the service's [`version`](Service::version) is unchanged or the backend is still in [`map::MEMBERS`],
 //!   and if the backend's generation is the one remembered.
 
+mod learned;
+
+pub use learned::*;
+
 /// Version of all layouts below. Part of the folder that maps and links are pinned in: another number, another folder.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Most tiers a service can have.
 pub const MAX_TIERS: usize = 8;
@@ -61,6 +69,9 @@ pub mod map {
     pub const SLOTS: &str = "SLOTS";
     /// Written by user space: array of [`Backend`](super::Backend).
     pub const BACKENDS: &str = "BACKENDS";
+    /// Written by user space: hash, [`BackendKey`](super::BackendKey) → index in `BACKENDS` (`u32`). Where entries of
+    /// several clusters or paths have the same address, port and protocol, one of them.
+    pub const BACKEND_OF: &str = "BACKEND_OF";
     /// Written by user space: set of [`MemberKey`](super::MemberKey), for services whose choices are remembered.
     pub const MEMBERS: &str = "MEMBERS";
     /// Written by user space: array of [`Cluster`](super::Cluster).
@@ -73,6 +84,12 @@ pub mod map {
     pub const CONFIG: &str = "CONFIG";
     /// Written by programs: array of [`BackendState`](super::BackendState), same index as `BACKENDS`.
     pub const BACKEND_STATE: &str = "BACKEND_STATE";
+    /// Written by programs: array of [`ClusterState`](super::ClusterState), same index as `CLUSTERS`.
+    pub const CLUSTER_STATE: &str = "CLUSTER_STATE";
+    /// Written by programs: LRU hash, socket cookie (`u64`) → [`Armed`](super::Armed).
+    pub const ARMED: &str = "ARMED";
+    /// Written by programs: ring buffer of [`Event`](super::Event).
+    pub const EVENTS: &str = "EVENTS";
     /// Written by programs: array of [`Origin`](super::Origin), by socket cookie.
     pub const ORIGINS: &str = "ORIGINS";
     /// Written by programs: socket storage of [`UdpOrigin`](super::UdpOrigin).
@@ -133,6 +150,8 @@ pub mod service_flag {
     /// Nobody else serves this frontend: without any endpoint a connect is refused at once (ECONNREFUSED); else it
     /// is left to kube-proxy.
     pub const EXCLUSIVE: u32 = 2;
+    /// Its connections are never aborted.
+    pub const NO_ABORT: u32 = 4;
 }
 
 /// The backends of one cluster within one tier, as a range of [`map::SLOTS`].
@@ -189,6 +208,21 @@ pub struct Backend {
 }
 const _: () = assert!(size_of::<Backend>() == 32);
 
+/// What a TCP connection's peer is compared with, to find its backend.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    /// [`Backend::addr`].
+    pub addr: [u8; 16],
+    /// [`Backend::port`].
+    pub port: [u8; 2],
+    /// [`Backend::proto`].
+    pub proto: u8,
+    /// Always zero: the kernel hashes it too.
+    pub pad: u8,
+}
+const _: () = assert!(size_of::<BackendKey>() == 20);
+
 /// Values of [`Backend::path`].
 pub mod path {
     /// The pod's own address.
@@ -213,8 +247,15 @@ pub mod verdict {
 pub struct Cluster {
     /// A value of [`verdict`]. Changes in place: this one byte takes the cluster out of every service.
     pub verdict: u8,
-    /// Always zero.
-    pub pad: [u8; 7],
+    /// Keepalive of its connections that have none of their own: how long one is idle before the first probe, in seconds.
+    /// 0: none is set, as for the own cluster.
+    pub keepalive_idle: u8,
+    /// The time between two probes, in seconds, at least 1.
+    pub keepalive_interval: u8,
+    /// How many probes go unanswered before the connection is given up, at least 1.
+    pub keepalive_count: u8,
+    /// The first SYN timeout of its connections in jiffies; 0 leaves it to the kernel. Changes in place.
+    pub syn_timeout: u32,
     /// Its id in the ClusterSet, zero-filled; all zero in a free entry.
     pub name: [u8; 64],
 }
@@ -268,11 +309,11 @@ const _: () = assert!(size_of::<Config>() == 8 + 2 * size_of::<Ranges>());
 pub struct Ranges {
     /// Cover the IPv4 frontends.
     pub frontends4: [Prefix4; MAX_PREFIXES],
-    /// Cover the IPv4 backends of UDP services.
+    /// Cover the IPv4 backends, of TCP and of UDP.
     pub backends4: [Prefix4; MAX_PREFIXES],
     /// Cover the IPv6 frontends.
     pub frontends6: [Prefix6; MAX_PREFIXES],
-    /// Cover the IPv6 backends of UDP services.
+    /// Cover the IPv6 backends, of TCP and of UDP.
     pub backends6: [Prefix6; MAX_PREFIXES],
 }
 const _: () = assert!(size_of::<Ranges>() == 2 * MAX_PREFIXES * (8 + 32));
@@ -331,20 +372,7 @@ impl Ranges {
     };
 }
 
-/// What programs learn about a backend.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BackendState {
-    /// The [`Backend::generation`] that the rest speaks of; a program that finds another one starts afresh.
-    pub generation: u32,
-    /// Always zero.
-    pub pad: u32,
-    /// How often it was chosen: connects, and first datagrams of unconnected sockets.
-    pub chosen: u64,
-}
-const _: () = assert!(size_of::<BackendState>() == 16);
-
-/// Where a TCP socket was sent, at its cookie's low bits. Serves getpeername and accounting only: after
+/// Where a TCP socket was sent, at its cookie's low bits. Serves getpeername and the moment at which a flow begins: after
 /// [`MAX_ORIGINS`] younger sockets another one may have taken the entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -361,8 +389,21 @@ pub struct Origin {
     pub peer_port: [u8; 2],
     /// Index in [`map::BACKENDS`] when it was chosen.
     pub backend: u32,
+    /// When its SYN was sent first: milliseconds since boot, wrapped around.
+    pub since_ms: u32,
+    /// Bits of [`origin_flag`].
+    pub flags: u32,
 }
-const _: () = assert!(size_of::<Origin>() == 48);
+const _: () = assert!(size_of::<Origin>() == 56);
+
+/// Bits of [`Origin::flags`].
+pub mod origin_flag {
+    /// The connect that it was written for hasn't sent its SYN yet. So a socket that is disconnected, and then connected
+    /// to the same pod by the pod's own address, isn't taken for one that was sent there.
+    pub const NEW: u32 = 1;
+    /// [`service_flag::NO_ABORT`](super::service_flag::NO_ABORT) of the service it was sent for.
+    pub const NO_ABORT: u32 = 2;
+}
 
 /// One frontend that a UDP socket used, and the backend it stands for.
 #[repr(C)]
@@ -376,7 +417,7 @@ pub struct UdpPair {
     pub frontend_port: [u8; 2],
     /// The peer's port, in network byte order.
     pub peer_port: [u8; 2],
-    /// Index in [`map::BACKENDS`] when it was chosen.
+    /// Index in [`map::BACKENDS`] when it was chosen, and [`LAST_RESORT`](Self::LAST_RESORT).
     pub backend: u32,
     /// [`Service::version`] under which the choice is known to be right.
     pub version: u32,
@@ -386,6 +427,11 @@ pub struct UdpPair {
     pub used: u32,
 }
 const _: () = assert!(size_of::<UdpPair>() == 52);
+
+impl UdpPair {
+    /// Bit of [`backend`](Self::backend): it was known to be dead when it was chosen, for want of a better one.
+    pub const LAST_RESORT: u32 = 1 << 31;
+}
 
 /// What a UDP socket remembers, in its socket storage: the pairs it used last.
 #[repr(C)]
@@ -428,7 +474,7 @@ pub struct AffinityValue {
 }
 const _: () = assert!(size_of::<AffinityValue>() == 24);
 
-/// What happened to calls that met a frontend, other than being sent to their first choice.
+/// What happened to calls that met a frontend, other than being sent to their first choice, and to their connections.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Counter {
@@ -446,11 +492,19 @@ pub enum Counter {
     LastResort = 5,
     /// The socket's storage could not be made; a UDP call was left alone.
     NoStorage = 6,
+    /// A flow to what is known dead was ended.
+    Aborted = 7,
+    /// A flow that was to be ended turned out alive.
+    Spared = 8,
+    /// An event found no room in [`map::EVENTS`].
+    EventLost = 9,
+    /// A datagram of a connected UDP socket to a backend that is gone or dead was refused with EPERM.
+    UdpRefused = 10,
 }
 
 impl Counter {
     /// All of them, in the order of their indexes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Refused,
         Self::LeftAlone,
         Self::Exempt,
@@ -458,6 +512,10 @@ impl Counter {
         Self::Redrawn,
         Self::LastResort,
         Self::NoStorage,
+        Self::Aborted,
+        Self::Spared,
+        Self::EventLost,
+        Self::UdpRefused,
     ];
 
     /// The name in metrics, logs and JSON.
@@ -470,6 +528,10 @@ impl Counter {
             Self::Redrawn => "redrawn",
             Self::LastResort => "last_resort",
             Self::NoStorage => "no_storage",
+            Self::Aborted => "aborted",
+            Self::Spared => "spared",
+            Self::EventLost => "event_lost",
+            Self::UdpRefused => "udp_refused",
         }
     }
 }
@@ -481,8 +543,8 @@ mod user {
     #![expect(unsafe_code, reason = "`Pod` is an unsafe trait")]
 
     use super::{
-        AffinityKey, AffinityValue, Backend, BackendState, Cluster, Config, FrontendKey, MemberKey, Origin, Service,
-        ServiceName, Slot,
+        AffinityKey, AffinityValue, Armed, Backend, BackendKey, BackendState, Cluster, ClusterState, Config, Event,
+        FrontendKey, MemberKey, Origin, Service, ServiceName, Slot,
     };
 
     // SAFETY: see above; 20 bytes.
@@ -501,9 +563,17 @@ mod user {
     unsafe impl aya::Pod for ServiceName {}
     // SAFETY: see above; 648 bytes.
     unsafe impl aya::Pod for Config {}
-    // SAFETY: see above; 16 bytes.
+    // SAFETY: see above; 20 bytes.
+    unsafe impl aya::Pod for BackendKey {}
+    // SAFETY: see above; 64 bytes.
     unsafe impl aya::Pod for BackendState {}
-    // SAFETY: see above; 48 bytes.
+    // SAFETY: see above; 64 bytes.
+    unsafe impl aya::Pod for ClusterState {}
+    // SAFETY: see above; 32 bytes.
+    unsafe impl aya::Pod for Armed {}
+    // SAFETY: see above; 40 bytes.
+    unsafe impl aya::Pod for Event {}
+    // SAFETY: see above; 56 bytes.
     unsafe impl aya::Pod for Origin {}
     // SAFETY: see above; 16 bytes.
     unsafe impl aya::Pod for AffinityKey {}

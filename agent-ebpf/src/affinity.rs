@@ -10,6 +10,7 @@ use tombolo_ebpf::abi::{AffinityKey, AffinityValue, service_flag};
 use crate::{
     choose::{Chosen, choose},
     frontend::Hit,
+    health::set,
     maps::AFFINITY,
     remembered::{Use, still_good},
 };
@@ -18,7 +19,7 @@ use crate::{
 #[inline(always)]
 pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> {
     if hit.service.flags & service_flag::AFFINITY == 0 {
-        return choose(hit.service, hit.index);
+        return choose(ctx, hit.service, hit.index);
     }
     // SAFETY: a valid context; returns an integer.
     let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
@@ -34,7 +35,7 @@ pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> 
         let session = unsafe { &mut *value };
         if now.saturating_sub(session.last_used) < timeout
             && let Some(chosen) =
-                still_good(hit.service, session.backend, session.generation, session.version, Use::Connection)
+                still_good(ctx, hit.service, session.backend, session.generation, session.version, Use::Connection)
         {
             // The version stays the one it was chosen under. The members of a new version are settled only after the
             // frontend was switched to it: a backend that is about to leave may still be found among them.
@@ -42,7 +43,7 @@ pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> 
             return Some(chosen);
         }
     }
-    let chosen = choose(hit.service, hit.index)?;
+    let chosen = choose(ctx, hit.service, hit.index)?;
     let session = AffinityValue {
         last_used: now,
         backend: chosen.index,
@@ -53,15 +54,23 @@ pub fn choose_with_affinity(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> 
     // Of several first connects at once one makes the session, and the others join it. So whoever found none doesn't write
     // over one that is there by now. One that can't be remembered still gets its connection.
     if is_known && let Some(value) = AFFINITY.get_ptr_mut(&key) {
-        // SAFETY: as above.
-        unsafe { *value = session };
+        overwrite(value, &session);
     } else if AFFINITY.insert(&key, &session, BPF_NOEXIST.into()).is_err()
         && let Some(value) = AFFINITY.get_ptr_mut(&key)
     {
         // SAFETY: as above.
         let other = unsafe { *value };
-        return still_good(hit.service, other.backend, other.generation, other.version, Use::Connection)
+        return still_good(ctx, hit.service, other.backend, other.generation, other.version, Use::Connection)
             .or(Some(chosen));
     }
     Some(chosen)
+}
+
+/// Writes a session over another one: field by field, or the compiler calls `memcpy` (see [`words`](crate::family::words)).
+#[inline(always)]
+fn overwrite(value: *mut AffinityValue, session: &AffinityValue) {
+    set!(value, last_used, session.last_used);
+    set!(value, backend, session.backend);
+    set!(value, version, session.version);
+    set!(value, generation, session.generation);
 }

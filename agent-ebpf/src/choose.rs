@@ -1,15 +1,28 @@
 //! Which backend a connection gets, in constant time however many there are.
 //!
 //! The quick way is one draw: a cluster of the first tier by weight, a backend of it by its alias table. Only if that
-//! cluster is down or that backend is out, the thorough way looks at what is left. Taken together the shares are
-//! exact: a share that falls on a cluster that is down is drawn again among those that are up, which gives each its
+//! cluster is down or suspect, or that backend is out, the thorough way looks at what is left. Taken together the shares
+//! are exact: a share that falls on a cluster that is down is drawn again among those that are up, which gives each its
 //! own weight over the sum of theirs.
+//!
+//! What user space said (verdicts) and what the programs learned (`health`) differ in strength: if nothing is left, what is
+//! merely ejected or suspect is still tried before what is known to be down.
 
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_loop};
+use aya_ebpf::{
+    helpers::generated::{bpf_get_prandom_u32, bpf_loop},
+    programs::SockAddrContext,
+};
 use core::ffi::c_void;
 use tombolo_ebpf::abi::{Backend, Counter, Group, MAX_GROUPS, MAX_TIER_GROUPS, MAX_TIERS, Service, verdict};
 
-use crate::maps::{BACKENDS, CLUSTERS, Numbered, SERVICES, SLOTS, count};
+use crate::{
+    health::{
+        backend::{is_ejected, is_out},
+        cluster::{is_suspect, is_suspect_to, is_up, may_be_suspect},
+        netns,
+    },
+    maps::{BACKENDS, Numbered, SERVICES, SLOTS, count},
+};
 
 /// Draws in a tier before it is searched in order.
 const DRAWS: u32 = 5;
@@ -29,28 +42,22 @@ pub struct Chosen {
 
 /// Draws a backend for a new connection; none only if the service has no endpoint.
 #[inline(always)]
-pub fn choose(service: &Service, index: u32) -> Option<Chosen> {
+pub fn choose(ctx: &SockAddrContext, service: &Service, index: u32) -> Option<Chosen> {
     let group = match service.tier_end[0] {
         0 => return None,
         1 => 0,
         _ => draw_group(index),
     };
     let group = group_at(service, group);
-    if is_up(group.cluster) {
+    if is_up(group.cluster) && !is_suspect(ctx, group.cluster) {
         let chosen = draw(group)?;
-        if chosen.backend.verdict == verdict::OK {
+        if chosen.backend.verdict == verdict::OK && !is_out(ctx, &chosen) {
             return Some(chosen);
         }
     }
     count(Counter::Redrawn);
-    let index = search(index);
+    let index = search(index, netns(ctx));
     Some(Chosen { index, backend: BACKENDS.at(index)? })
-}
-
-/// Whether new connections may go to `cluster`.
-#[inline(always)]
-pub fn is_up(cluster: u32) -> bool {
-    CLUSTERS.at(cluster).is_some_and(|cluster| cluster.verdict == verdict::OK)
 }
 
 /// A group of the first tier, by weight: its number.
@@ -105,36 +112,63 @@ fn draw(group: &Group) -> Option<Chosen> {
     Some(Chosen { index, backend: BACKENDS.at(index)? })
 }
 
-/// The thorough way: tier after tier, redraws, then a search in order. Returns the index of a backend, even of one
-/// that is out, since a try beats a certain refusal; [`NONE`] if the service is gone.
+/// Which clusters and backends are looked for, from the most wanted on.
+mod wanted {
+    /// Clusters that are neither down nor suspect, backends that are not ejected either.
+    pub(super) const GOOD: u32 = 0;
+    /// Those that user space thinks good.
+    pub(super) const OK: u32 = 1;
+    /// Any backend of a cluster that isn't down.
+    pub(super) const UP: u32 = 2;
+}
+
+/// The thorough way, for the pod `netns`: tier after tier, redraws, then a search in order. Returns the index of a backend,
+/// even of one that is out, since a try beats a certain refusal; [`NONE`] if the service is gone.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search(service: u32) -> u32 {
+extern "C" fn search(service: u32, netns: u64) -> u32 {
+    let found = search_tiers(service, netns, wanted::GOOD);
+    if found != NONE {
+        return found;
+    }
+    count(Counter::LastResort);
+    let found = search_tiers(service, netns, wanted::OK);
+    if found != NONE {
+        return found;
+    }
+    last_resort(service)
+}
+
+/// Likewise for what is `wanted`; [`NONE`] if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_tiers(service: u32, netns: u64, wanted: u32) -> u32 {
     for tier in 0..MAX_TIERS as u32 {
-        let found = search_tier(service, tier);
+        let found = search_tier(service, netns, wanted, tier);
         if found != NONE {
             return found;
         }
     }
-    last_resort(service)
+    NONE
 }
 
 /// Likewise for one tier; [`NONE`] also if there is no such tier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search_tier(service: u32, tier: u32) -> u32 {
+extern "C" fn search_tier(service: u32, netns: u64, wanted: u32, tier: u32) -> u32 {
     let (start, end) = bounds(service, tier);
-    let total = weigh_up(service, start, end);
+    let range = start << 8 | end;
+    let total = weigh(service, netns, wanted, range);
     if total == 0 {
         return NONE;
     }
     for _ in 0..DRAWS {
-        let drawn = draw_up(service, start, end, total);
-        if is_good(drawn) != 0 {
+        let drawn = draw_among(service, netns, wanted, range, total);
+        if is_good(drawn, netns, wanted) != 0 {
             return drawn;
         }
     }
-    scan_up(service, start, end)
+    scan(service, netns, wanted, range)
 }
 
 /// Where the tier's groups begin, and where they end.
@@ -149,26 +183,36 @@ fn bounds(service: u32, tier: u32) -> (u32, u32) {
     (byte(ends << 8), byte(ends))
 }
 
-/// Whether there is such a backend and it isn't out.
+/// Whether there is such a backend, and the pod `netns` may be sent to it. One for which that is so has to be taken: see
+/// [`is_out`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_good(backend: u32) -> u32 {
-    u32::from(BACKENDS.at(backend).is_some_and(|backend| backend.verdict == verdict::OK))
+extern "C" fn is_good(index: u32, netns: u64, wanted: u32) -> u32 {
+    let Some(backend) = BACKENDS.at(index) else { return 0 };
+    let is_ok = backend.verdict == verdict::OK;
+    u32::from(is_ok && (wanted != wanted::GOOD || is_ejected(index, backend.generation, netns) == 0))
 }
 
-/// A walk over the groups of a tier whose clusters are up, by `bpf_loop`: the verifier goes through its body once or
+/// Whether the cluster is one of those `wanted` for the pod `netns`.
+#[inline(always)]
+fn is_wanted(cluster: u32, netns: u64, wanted: u32) -> bool {
+    let may_be_suspect = wanted == wanted::GOOD && may_be_suspect(cluster);
+    is_up(cluster) && !(may_be_suspect && is_suspect_to(cluster, netns) != 0)
+}
+
+/// A walk over the groups of a tier whose clusters are wanted, by `bpf_loop`: the verifier goes through its body once or
 /// twice instead of sixteen times.
 ///
 /// It lies on the stack, where Linux 6.1 takes whatever fills half of eight bytes for damage to a pointer once it knows
 /// the other half, unless the agent has CAP_PERFMON. Hence whole words.
 #[repr(C)]
 struct Walk {
+    /// Whose connection it is.
+    netns: u64,
     /// Index of the service.
     service: u64,
-    /// The first group.
-    start: u64,
-    /// The group behind the last one.
-    end: u64,
+    /// See [`among`].
+    among: u64,
     /// `upto` of the group before.
     before: u64,
     /// The walk ends in the group in which the sum exceeds this. Between the two that start at zero, which would be
@@ -180,11 +224,24 @@ struct Walk {
     group: u64,
 }
 
+/// What is `wanted` and a range of groups, packed into one word: each frame on the way counts, of 512 bytes in all.
+#[inline(always)]
+const fn among(wanted: u32, range: u32) -> u32 {
+    wanted << 16 | range
+}
+
+/// What [`among`] packed: what is wanted, the first group, and the one behind the last.
+#[inline(always)]
+const fn split(among: u64) -> (u32, u32, u32) {
+    let among = among as u32;
+    (among >> 16, among >> 8 & 0xff, among & 0xff)
+}
+
 /// Walks until the sum of the weights exceeds `point`.
 #[inline(always)]
-fn walk(service: u32, start: u32, end: u32, point: u32) -> Walk {
-    let [service, start, end, point] = [service, start, end, point].map(u64::from);
-    let mut walk = Walk { service, start, end, before: 0, point, total: 0, group: NONE.into() };
+fn walk(service: u32, netns: u64, wanted: u32, range: u32, point: u32) -> Walk {
+    let [service, among, point] = [service, among(wanted, range), point].map(u64::from);
+    let mut walk = Walk { netns, service, among, before: 0, point, total: 0, group: NONE.into() };
     let state = core::ptr::from_mut(&mut walk).cast::<c_void>();
     let body: extern "C" fn(u32, &mut Walk) -> i64 = walk_group;
     // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
@@ -195,17 +252,18 @@ fn walk(service: u32, start: u32, end: u32, point: u32) -> Walk {
 /// One step of a walk; 1 ends it.
 extern "C" fn walk_group(i: u32, walk: &mut Walk) -> i64 {
     let Some(service) = SERVICES.at(walk.service as u32) else { return 1 };
-    let number = walk.start.wrapping_add(i.into());
-    if number >= walk.end {
+    let (wanted, start, end) = split(walk.among);
+    let number = start.wrapping_add(i);
+    if number >= end {
         return 1;
     }
-    let group = group_at(service, number as u32);
+    let group = group_at(service, number);
     let upto = u64::from(group.upto);
-    if is_up(group.cluster) {
+    if is_wanted(group.cluster, walk.netns, wanted) {
         walk.total = walk.total.wrapping_add(upto.wrapping_sub(walk.before));
         if walk.total > walk.point {
             // SAFETY: a field. Volatile, or the compiler makes one store with a chosen address of this and the one below.
-            unsafe { (&raw mut walk.group).write_volatile(number) };
+            unsafe { (&raw mut walk.group).write_volatile(number.into()) };
             return 1;
         }
     }
@@ -213,19 +271,20 @@ extern "C" fn walk_group(i: u32, walk: &mut Walk) -> i64 {
     0
 }
 
-/// The sum of the weights of those groups between `start` and `end` whose clusters are up.
+/// The sum of the weights of those groups whose clusters are wanted. `range` is the first group in its second byte, and the
+/// one behind the last in its first.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weigh_up(service: u32, start: u32, end: u32) -> u32 {
-    walk(service, start, end, u32::MAX).total as u32
+extern "C" fn weigh(service: u32, netns: u64, wanted: u32, range: u32) -> u32 {
+    walk(service, netns, wanted, range, u32::MAX).total as u32
 }
 
-/// A backend by weight from those groups between `start` and `end` whose clusters are up, as if they lay one after the
-/// other; `total` is the sum of their weights. [`NONE`] if one went down since that was summed up.
+/// A backend by weight from these groups, as if they lay one after the other; `total` is the sum of their weights. [`NONE`] if
+/// one ceased to be wanted since that was summed up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn draw_up(service: u32, start: u32, end: u32, total: u32) -> u32 {
-    let group = walk(service, start, end, below(total).0).group as u32;
+extern "C" fn draw_among(service: u32, netns: u64, wanted: u32, range: u32, total: u32) -> u32 {
+    let group = walk(service, netns, wanted, range, below(total).0).group as u32;
     let Some(service) = SERVICES.at(service) else { return NONE };
     if group == NONE {
         return NONE;
@@ -236,13 +295,13 @@ extern "C" fn draw_up(service: u32, start: u32, end: u32, total: u32) -> u32 {
 /// A look at slots one after the other, by `bpf_loop` as in [`Walk`].
 #[repr(C)]
 struct Scan {
+    /// Whose connection it is.
+    netns: u64,
     /// Index of the service.
     service: u64,
-    /// The first group.
-    start: u64,
-    /// How many groups there are.
-    groups: u64,
-    /// Which one is looked at first, counted from `start`.
+    /// See [`among`].
+    among: u64,
+    /// Which group is looked at first, counted from the first one.
     group: u64,
     /// Which slot of it, counted round and round.
     column: u64,
@@ -250,17 +309,18 @@ struct Scan {
     found: u64,
 }
 
-/// The first backend that isn't out among the slots that follow a random one, taking the groups between `start` and `end`
-/// whose clusters are up in turn; or [`NONE`].
+/// The first good backend among the slots that follow a random one, taking the groups whose clusters are wanted in turn; or
+/// [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn scan_up(service: u32, start: u32, end: u32) -> u32 {
+extern "C" fn scan(service: u32, netns: u64, wanted: u32, range: u32) -> u32 {
+    let (start, end) = (range >> 8, range & 0xff);
     if start >= end {
         return NONE;
     }
-    let groups = end - start;
-    let [service, start, group, column] = [service, start, below(groups).0, below(1 << 24).0].map(u64::from);
-    let mut scan = Scan { service, start, groups: groups.into(), group, column, found: NONE.into() };
+    let (group, column) = (below(end - start).0, below(1 << 24).0);
+    let [service, among, group, column] = [service, among(wanted, range), group, column].map(u64::from);
+    let mut scan = Scan { netns, service, among, group, column, found: NONE.into() };
     let state = core::ptr::from_mut(&mut scan).cast::<c_void>();
     let body: extern "C" fn(u32, &mut Scan) -> i64 = scan_slot;
     // SAFETY: the body takes what the kernel passes: the round's number and this very state, which outlives the loop.
@@ -271,18 +331,19 @@ extern "C" fn scan_up(service: u32, start: u32, end: u32) -> u32 {
 /// One slot; 1 ends the scan.
 extern "C" fn scan_slot(i: u32, scan: &mut Scan) -> i64 {
     let Some(service) = SERVICES.at(scan.service as u32) else { return 1 };
-    let (start, groups) = (scan.start as u32, scan.groups as u32);
+    let (wanted, start, end) = split(scan.among);
+    let groups = end.wrapping_sub(start);
     if groups == 0 {
         return 1;
     }
     let at = (scan.group as u32).wrapping_add(i);
     let group = group_at(service, start.wrapping_add(at % groups));
-    if group.slots == 0 || !is_up(group.cluster) {
+    if group.slots == 0 || !is_wanted(group.cluster, scan.netns, wanted) {
         return 0;
     }
     let column = (scan.column as u32).wrapping_add(at / groups) % group.slots;
     let Some(slot) = SLOTS.at(group.first_slot.wrapping_add(column)) else { return 1 };
-    if is_good(slot.backend) == 0 {
+    if is_good(slot.backend, scan.netns, wanted) == 0 {
         return 0;
     }
     scan.found = slot.backend.into();
@@ -293,12 +354,12 @@ extern "C" fn scan_slot(i: u32, scan: &mut Scan) -> i64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn last_resort(service: u32) -> u32 {
-    count(Counter::LastResort);
     for tier in 0..MAX_TIERS as u32 {
         let (start, end) = bounds(service, tier);
-        let total = weigh_up(service, start, end);
+        let range = start << 8 | end;
+        let total = weigh(service, 0, wanted::UP, range);
         if total != 0 {
-            let drawn = draw_up(service, start, end, total);
+            let drawn = draw_among(service, 0, wanted::UP, range, total);
             if drawn != NONE {
                 return drawn;
             }

@@ -1,12 +1,12 @@
 //! `connect4` and `connect6`: TCP, and UDP that calls connect().
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use tombolo_ebpf::abi::TCP;
+use tombolo_ebpf::abi::{TCP, UDP};
 
 use crate::{
     affinity::choose_with_affinity,
     family::{Family, V4, V6},
-    frontend::{find, no_backend},
+    frontend::{dialled_port, find, no_backend, protocol},
     origin,
     outcome::{Skip, verdict},
     udp,
@@ -24,7 +24,15 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect<F: Family>(ctx: &SockAddrContext) -> Result<(), Skip> {
-    let hit = find::<F>(ctx)?;
+    let hit = match find::<F>(ctx) {
+        Ok(hit) => hit,
+        Err(skip) => {
+            if protocol(ctx) == Some(UDP) {
+                udp::forget(ctx, F::addr(ctx), dialled_port(ctx));
+            }
+            return Err(skip);
+        }
+    };
     let chosen = choose_with_affinity(ctx, &hit).ok_or_else(|| no_backend(hit.service))?;
     if hit.proto == TCP {
         origin::remember(ctx, &hit, &chosen);

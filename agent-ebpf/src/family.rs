@@ -9,7 +9,7 @@ use aya_ebpf::programs::SockAddrContext;
 pub type Words = [u32; 4];
 
 /// The third word of an IPv4-mapped address, `00 00 ff ff`.
-const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+pub const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 /// How a hook's context holds the address that the call names.
 pub trait Family {

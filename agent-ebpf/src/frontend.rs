@@ -51,7 +51,7 @@ const LOOK_UPS: u32 = 4;
 /// What was read on the way can be another frontend's, or half written (see `abi`). The key in the service tells, and a
 /// second look finds what is right by now.
 #[inline(always)]
-fn look_up(addr: Words, dialled: u16, proto: u8) -> Result<(u32, &'static Service), Skip> {
+pub fn look_up(addr: Words, dialled: u16, proto: u8) -> Result<(u32, &'static Service), Skip> {
     const { assert!(size_of::<FrontendKey>() <= size_of::<[u64; 3]>()) };
     let [first, second] = halves(addr);
     let [high, low] = dialled.to_ne_bytes();

@@ -27,18 +27,25 @@ macro_rules! say {
     }};
 }
 
+mod abort;
 mod affinity;
 mod choose;
 mod connect;
+mod egress;
+mod events;
 mod family;
+mod flow;
 mod frontend;
 mod getpeername;
+mod health;
+mod keepalive;
 mod maps;
 mod origin;
 mod outcome;
 mod recvmsg;
 mod remembered;
 mod sendmsg;
+mod sock_ops;
 mod udp;
 
 #[panic_handler]

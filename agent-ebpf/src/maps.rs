@@ -3,23 +3,28 @@
 //! What user space writes is read-only for programs, so a fault in a program can't alter the tables.
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG},
     btf_maps::SkStorage,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
 };
 use tombolo_ebpf::abi::{
-    AffinityKey, AffinityValue, Backend, BackendState, Cluster, Config, Counter, FrontendKey, MAX_CLUSTERS,
-    MAX_ORIGINS, MemberKey, Origin, Service, ServiceName, Slot, UdpOrigin,
+    AffinityKey, AffinityValue, Armed, Backend, BackendKey, BackendState, Cluster, ClusterState, Config, Counter,
+    EVENTS_BYTES, FrontendKey, MAX_ARMED, MAX_CLUSTERS, MAX_ORIGINS, MemberKey, Origin, Service, ServiceName, Slot,
+    UdpOrigin,
 };
 
 /// A hash that user space alone writes and that takes memory only for what is in it.
 const TABLE: u32 = BPF_F_RDONLY_PROG | BPF_F_NO_PREALLOC;
+
+/// An array that programs write. Arrays that can be mapped into memory begin on a page, so that an element of 64 bytes is one
+/// cache line; others begin anywhere.
+const LINES: u32 = BPF_F_MMAPABLE;
 
 #[map]
 pub static FRONTENDS: HashMap<FrontendKey, u32> = HashMap::with_max_entries(1, TABLE);
@@ -32,6 +37,8 @@ pub static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
 #[map]
 pub static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
 #[map]
+pub static BACKEND_OF: HashMap<BackendKey, u32> = HashMap::with_max_entries(1, TABLE);
+#[map]
 pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::with_max_entries(1, TABLE);
 #[map]
 pub static CLUSTERS: Array<Cluster> = Array::with_max_entries(MAX_CLUSTERS, BPF_F_RDONLY_PROG);
@@ -43,7 +50,13 @@ pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, TABLE
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
 
 #[map]
-pub static BACKEND_STATE: Array<BackendState> = Array::with_max_entries(1, 0);
+pub static BACKEND_STATE: Array<BackendState> = Array::with_max_entries(1, LINES);
+#[map]
+pub static CLUSTER_STATE: Array<ClusterState> = Array::with_max_entries(MAX_CLUSTERS, LINES);
+#[map]
+pub static ARMED: LruHashMap<u64, Armed> = LruHashMap::with_max_entries(MAX_ARMED, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 #[map]
 pub static ORIGINS: Array<Origin> = Array::with_max_entries(MAX_ORIGINS, 0);
 #[btf_map]

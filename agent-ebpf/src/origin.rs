@@ -4,17 +4,15 @@
 //! socket closes: the next socket that falls on the entry takes it over.
 
 use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, programs::SockAddrContext};
-use core::{
-    intrinsics::{AtomicOrdering, atomic_xadd},
-    sync::atomic::{Ordering, compiler_fence},
-};
-use tombolo_ebpf::abi::{Counter, MAX_ORIGINS, Origin};
+use core::sync::atomic::{Ordering, compiler_fence};
+use tombolo_ebpf::abi::{Counter, MAX_ORIGINS, Origin, origin_flag, service_flag};
 
 use crate::{
     choose::Chosen,
     family::{Family, Words, is_same, port, put, words},
     frontend::Hit,
-    maps::{BACKEND_STATE, Numbered, ORIGINS},
+    health::{backend::count_choice, get},
+    maps::{Numbered, ORIGINS},
     outcome::Skip,
 };
 
@@ -37,19 +35,6 @@ pub fn set_port(ctx: &SockAddrContext, port: u16) {
     unsafe { (*ctx.sock_addr).user_port = u32::from(port) };
 }
 
-#[inline(always)]
-fn count_choice(chosen: &Chosen) {
-    let Some(state) = BACKEND_STATE.at_mut(chosen.index) else { return };
-    // SAFETY: an element of an array map, which is never freed; other CPUs write it too, but only integers.
-    let state = unsafe { &mut *state };
-    if state.generation != chosen.backend.generation {
-        state.generation = chosen.backend.generation;
-        state.chosen = 0;
-    }
-    // SAFETY: an aligned u64 in the same element.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut state.chosen, 1) };
-}
-
 /// Remembers a TCP socket's frontend and peer.
 #[inline(always)]
 pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) {
@@ -65,6 +50,9 @@ pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) {
     origin.frontend_port = hit.port.to_ne_bytes();
     origin.peer_port = chosen.backend.port;
     origin.backend = chosen.index;
+    origin.since_ms = 0;
+    let may_abort = hit.service.flags & service_flag::NO_ABORT == 0;
+    origin.flags = origin_flag::NEW | if may_abort { 0 } else { origin_flag::NO_ABORT };
     compiler_fence(Ordering::Release);
     origin.cookie = cookie;
 }
@@ -78,6 +66,35 @@ pub fn recall(ctx: &SockAddrContext, peer: Words, peer_port: u16) -> Option<(Wor
         return None;
     }
     Some((words(&origin.frontend), port(&origin.frontend_port)))
+}
+
+/// The flags of the origin of the socket with this cookie, if it connects to `peer` because of that; once for each connect,
+/// which begins at `now_ms`.
+#[inline(always)]
+pub fn take(cookie: u64, peer: Words, peer_port: u16, now_ms: u32) -> Option<u32> {
+    let origin = ORIGINS.at_mut(cookie as u32 & (MAX_ORIGINS - 1))?;
+    // SAFETY: an element of an array map, which is never freed. If another socket takes the entry right now, its flags may be
+    // lost, and it is a flow that nobody watches.
+    let origin = unsafe { &mut *origin };
+    if origin.cookie != cookie || !is_same(words(&origin.peer), port(&origin.peer_port), peer, peer_port) {
+        return None;
+    }
+    let flags = origin.flags;
+    if flags & origin_flag::NEW == 0 {
+        return None;
+    }
+    origin.flags = flags & !origin_flag::NEW;
+    origin.since_ms = now_ms;
+    Some(flags)
+}
+
+/// When the connect of the socket with this cookie began; 0 if its origin isn't there any more.
+#[inline(always)]
+pub fn since_ms(cookie: u64) -> u32 {
+    ORIGINS.at_mut(cookie as u32 & (MAX_ORIGINS - 1)).map_or(0, |origin| {
+        let since_ms = get!(origin, since_ms);
+        if get!(origin, cookie) == cookie { since_ms } else { 0 }
+    })
 }
 
 #[inline(always)]

@@ -6,15 +6,16 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use core::arch::asm;
-use tombolo_ebpf::abi::{Counter, UDP_PAIRS, UdpOrigin, UdpPair};
+use tombolo_ebpf::abi::{Counter, UDP, UDP_PAIRS, UdpOrigin, UdpPair, verdict};
 
 use crate::{
     choose::Chosen,
     family::{Words, difference, port, put, words},
-    frontend::Hit,
-    maps::UDP_ORIGIN,
+    frontend::{Hit, look_up},
+    health::cluster::is_up,
+    maps::{BACKENDS, Numbered, UDP_ORIGIN},
     outcome::Skip,
-    remembered::{Use, still_good},
+    remembered::{Use, is_member, still_good},
 };
 
 /// Remembers that this socket's frontend stands for `chosen`, in place of the pair that wasn't used for longest if it is a
@@ -49,11 +50,24 @@ pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) -> Result<(),
     put(peer, &mut pair.peer);
     pair.frontend_port = hit.port.to_ne_bytes();
     pair.peer_port = peer_port.to_ne_bytes();
-    pair.backend = chosen.index;
+    pair.backend = chosen.index | last_resort_bit(chosen.index);
     pair.version = hit.service.version;
     pair.generation = chosen.backend.generation;
     pair.used = clock;
     Ok(())
+}
+
+/// Forgets that something stood for `peer`, which this socket connects to by its own address.
+#[inline(always)]
+pub fn forget(ctx: &SockAddrContext, peer: Words, peer_port: u16) {
+    let Some(UdpOrigin { pairs, .. }) = stored(ctx) else { return };
+    let [first, second, third, fourth] = pairs.each_mut().map(opaque);
+    for pair in [first, second, third, fourth] {
+        if from_peer(pair, peer, peer_port) == 0 {
+            put([0; 4], &mut pair.frontend);
+            put([0; 4], &mut pair.peer);
+        }
+    }
 }
 
 /// The backend that this socket used for the same frontend last, if it is still good. Counts as a use.
@@ -70,7 +84,41 @@ pub fn recall_backend(ctx: &SockAddrContext, hit: &Hit) -> Option<Chosen> {
         pair.used = clock.wrapping_add(1);
         *counted = clock.wrapping_add(1);
     }
-    still_good(hit.service, pair.backend, pair.generation, pair.version, Use::Conversation)
+    let index = pair.backend & !UdpPair::LAST_RESORT;
+    still_good(ctx, hit.service, index, pair.generation, pair.version, Use::Conversation)
+}
+
+/// [`UdpPair::LAST_RESORT`] if user space says that the backend at `index` is dead, else 0. A global function: see
+/// [`choose`](crate::choose).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn last_resort_bit(index: u32) -> u32 {
+    let Some(backend) = BACKENDS.at(index) else { return 0 };
+    if backend.verdict <= verdict::DRAINING && is_up(backend.cluster) { 0 } else { UdpPair::LAST_RESORT }
+}
+
+/// Whether the backend is gone or dead to which the socket with this storage was sent when it connected to `peer`.
+///
+/// Gone is what is no backend any more, or none of the service that was dialled. What was already known to be dead when
+/// it was chosen is tried for as long as it is there, for there was no better one.
+#[inline(always)]
+pub fn is_lost(origin: &'static mut UdpOrigin, peer: Words, peer_port: u16) -> bool {
+    let UdpOrigin { clock, pairs } = origin;
+    let (pair, age) = newest(pairs, *clock, |pair| from_peer(pair, peer, peer_port));
+    if age == NEVER {
+        return false;
+    }
+    let index = pair.backend & !UdpPair::LAST_RESORT;
+    let Some(backend) = BACKENDS.at(index) else { return true };
+    if backend.generation != pair.generation {
+        return true;
+    }
+    if pair.backend == index && last_resort_bit(index) != 0 {
+        return true;
+    }
+    // A service that isn't ours any more is none of our business.
+    let found = look_up(words(&pair.frontend), port(&pair.frontend_port), UDP);
+    found.is_ok_and(|(_, service)| !is_member(service, index, pair.version))
 }
 
 /// What this socket dialled to reach `peer`.
