@@ -1,11 +1,17 @@
 //! The pure middle as a whole, without privileges: model → tables → writes, against a kernel that is data.
 
+#[path = "tables/conditions.rs"]
+mod conditions;
+#[path = "tables/departures.rs"]
+mod departures;
 #[path = "tables/desired.rs"]
 mod desired;
 #[path = "tables/kernel.rs"]
 mod kernel;
 #[path = "tables/overfull.rs"]
 mod overfull;
+#[path = "tables/peers.rs"]
+mod peers;
 #[path = "tables/plans.rs"]
 mod plans;
 #[path = "tables/policy.rs"]

@@ -83,6 +83,8 @@ pub struct Service {
     pub opted_out: bool,
     /// Whether nobody else would serve it: without endpoints a connect is refused at once.
     pub exclusive: bool,
+    /// Whether connections to what is known dead are aborted.
+    pub abort: bool,
     /// The Service of the same namespace whose built-in slices are this one's local endpoints, if not its own.
     pub local_member: Option<String>,
     /// How connections are spread.
@@ -141,14 +143,29 @@ pub struct Slice {
     pub path: Path,
     /// Whether only the agent may use it, when nothing better is left (label `tombolo.io/fallback-for`).
     pub fallback: bool,
-    /// Whether its cluster's API has not been heard for long (label `tombolo.io/peer-state: stale`): last tier only.
-    pub stale: bool,
+    /// What whoever wrote it says of its cluster (label `tombolo.io/peer-state`).
+    pub peer: PeerState,
     /// How many pods one of its endpoints stands for: 1, or more behind a gateway (annotation `tombolo.io/weight`).
     pub weight: u32,
     /// Port names and numbers, the same for all its endpoints.
     pub ports: Vec<ServicePort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// What is wrong with its labels, in a person's words; the defaults hold for these.
+    pub problems: Vec<String>,
+}
+
+/// What a mirror says of a peer. It speaks of the peer's API; whether pods answer is another matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerState {
+    /// Its API is heard.
+    #[default]
+    Fresh,
+    /// Its API is not heard. Endpoints stay as their conditions say: whether the cluster is gone is for health to find
+    /// out, and this is a reason to look.
+    Lost,
+    /// Its API has not been heard for so long that addresses may be others' by now: last tier only.
+    Stale,
 }
 
 /// How an endpoint is reached.
@@ -259,6 +276,18 @@ impl Model {
             self.slices.insert(name, slice);
         }
         true
+    }
+
+    /// What is said of each cluster that has slices: the worst of what they say.
+    pub fn peer_states(&self) -> BTreeMap<&ClusterName, PeerState> {
+        let mut states = BTreeMap::new();
+        for slice in self.slices.values() {
+            if let Some(cluster) = &slice.source_cluster {
+                let state: &mut PeerState = states.entry(cluster).or_default();
+                *state = slice.peer.max(*state);
+            }
+        }
+        states
     }
 
     /// The slices that belong to `service`, by name.

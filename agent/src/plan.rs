@@ -1,14 +1,15 @@
 //! The writes that lead from what is installed to what is desired, in an order that is safe to stop after any of them.
 
 mod allot;
+mod backends;
 mod compare;
 mod cover;
 mod layout;
 
-use self::{allot::Allot, compare::Clusters, layout::Layout};
+use self::{allot::Allot, backends::Fates, compare::Clusters, layout::Layout};
 use crate::{
     model::{ClusterName, ObjectName},
-    tables::{Capacity, Desired, DesiredService, Installed, Step, cluster_entry, groups, mentioned},
+    tables::{Capacity, Desired, DesiredService, Installed, Step, cluster_entry, groups},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tombolo_ebpf::abi::{self, FrontendKey, MemberKey};
@@ -30,11 +31,15 @@ pub struct Plan {
 
 /// Plans the way from `installed` to `desired`.
 ///
-/// New entries are written first: clusters, backends, slots, services, names, members, pods. Then the prefixes are
-/// widened, then frontends are flipped, one word each. Then what nothing leads to any more is taken away in reverse, with
-/// a grace period before whatever a running program could still be reading is cleared. Only entries that are free at
-/// the start are written. So every look-up between two steps finds the old or the new version of its service, and a
-/// plan that was broken off is simply planned again.
+/// New entries are written first: clusters, backends, their addresses, slots, services, names, members, pods. Then the
+/// prefixes are widened, then frontends are flipped, one word each. Then what nothing leads to any more is taken away in
+/// reverse, with a grace period before whatever a running program could still be reading is cleared. Only entries that
+/// are free at the start are written. So every look-up between two steps finds the old or the new version of its service,
+/// and a plan that was broken off is simply planned again.
+///
+/// A backend goes in two plans. The one that takes it out of its last slot leaves it in place, draining; a later one
+/// clears it, and its address with it, once [`Installed::set_busy`] doesn't name it any more. So whatever was sent there
+/// up to the last moment is still found by its address.
 ///
 /// Services that don't change cost a comparison each and no step. A service that finds no room is refused whole and stays
 /// as it was; changes come before new frontends, both in the order of frontends, so the same input refuses the same.
@@ -62,8 +67,9 @@ pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: 
     }
     plan.refused.sort_unstable();
 
-    let leaves = Leaves::of(installed, &layouts, &changes.dropped, prune);
-    let ranges = cover::Needs::of(installed, &layouts, &changes.dropped);
+    let stays = Stays::of(desired, installed, &allot);
+    let leaves = Leaves::of(installed, &layouts, &changes.dropped, &stays, prune);
+    let ranges = cover::Needs::of(installed, &layouts, &changes.dropped, &leaves.backends.cleared);
     let widening = ranges.widening();
     let pods = pod_steps(desired, installed, capacity, prune, &mut plan.refused_pods);
 
@@ -75,7 +81,7 @@ pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: 
         steps.push(Step::PutCluster(0, own_entry));
     }
     let mut config = *installed.config();
-    write_steps(&layouts, desired, &changes.renamed, &mut steps);
+    write_steps(&layouts, desired, &changes.renamed, &leaves.backends, &mut steps);
     steps.extend(pods.puts);
     if config.pod_level != pods.level {
         config.pod_level = pods.level;
@@ -90,11 +96,13 @@ pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: 
     steps.extend(leaves.members.into_iter().map(Step::DropMember));
     steps.extend(leaves.names.into_iter().map(Step::DropName));
     steps.extend(pods.drops);
+    steps.extend(leaves.backends.part());
     let narrowing = if prune { ranges.narrowing(&config) } else { None };
     if leaves.awaits_grace {
         steps.push(Step::Grace);
     }
-    steps.extend(leaves.backends.into_iter().map(Step::DropBackend));
+    steps.extend(leaves.backends.drain());
+    steps.extend(leaves.backends.cleared.into_iter().map(Step::DropBackend));
     steps.extend(leaves.clusters.into_iter().map(Step::DropCluster));
     if let Some(narrow) = narrowing {
         cover::switch(&mut config, narrow, &mut steps);
@@ -151,24 +159,54 @@ fn find_changes<'a>(desired: &'a Desired, installed: &Installed, clusters: &Clus
     changes
 }
 
-/// What nothing leads to any more once the layouts are in force and `dropped` is gone.
+/// What drains: installed, in no slot, and not to be cleared.
 #[derive(Default)]
-struct Leaves {
+struct Stays {
+    backends: BTreeSet<u32>,
+    members: BTreeSet<MemberKey>,
+}
+
+impl Stays {
+    fn of(desired: &Desired, installed: &Installed, allot: &Allot<'_>) -> Self {
+        let mut stays = Self::default();
+        for (key, service) in desired.services.iter().filter(|(_, service)| !service.draining.is_empty()) {
+            let id = installed.service(key).map(|service| service.id);
+            for index in service.draining.iter().filter_map(|member| allot.find_backend(key.proto, member)) {
+                stays.backends.insert(index);
+                let member = id.map(|service| MemberKey { service, backend: index });
+                stays.members.extend(member.filter(|member| installed.members().contains(member)));
+            }
+        }
+        stays
+    }
+}
+
+/// What nothing leads to any more once the layouts are in force and `dropped` is gone.
+struct Leaves<'a> {
     members: BTreeSet<MemberKey>,
     names: BTreeSet<u32>,
-    backends: Vec<u32>,
+    backends: Fates<'a>,
     clusters: Vec<u32>,
     awaits_grace: bool,
 }
 
-impl Leaves {
-    fn of(installed: &Installed, layouts: &[Layout], dropped: &[FrontendKey], prune: bool) -> Self {
+impl<'a> Leaves<'a> {
+    fn of(
+        installed: &'a Installed,
+        layouts: &'a [Layout],
+        dropped: &[FrontendKey],
+        stays: &Stays,
+        prune: bool,
+    ) -> Self {
         let replaced = layouts.iter().map(|layout| layout.service.key);
         let gone: Vec<&abi::Service> =
             replaced.chain(dropped.iter().copied()).filter_map(|key| installed.entry(&key)).collect();
-        let awaits_grace = installed.awaits_grace() || !gone.is_empty() || !dropped.is_empty();
+        let backends = Fates::of(installed, layouts, &gone, &stays.backends, prune);
+        let awaits_grace =
+            installed.awaits_grace() || !gone.is_empty() || !dropped.is_empty() || !backends.cleared.is_empty();
         if !prune {
-            return Self { awaits_grace, ..Self::default() };
+            let (members, names, clusters) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+            return Self { members, names, backends, clusters, awaits_grace };
         }
         let mut members = installed.stale_members().clone();
         let mut names: BTreeSet<u32> = installed.stale_names().collect();
@@ -182,27 +220,10 @@ impl Leaves {
             }
             names.remove(&layout.service.id);
         }
-        let backends = unused_backends(installed, layouts, &gone);
-        let clusters = unused_clusters(installed, layouts, &gone, &backends);
+        members.retain(|member| !stays.members.contains(member));
+        let clusters = unused_clusters(installed, layouts, &gone, &backends.cleared);
         Self { members, names, backends, clusters, awaits_grace }
     }
-}
-
-fn unused_backends(installed: &Installed, layouts: &[Layout], gone: &[&abi::Service]) -> Vec<u32> {
-    let mut change: BTreeMap<u32, i64> = installed.unnamed_backends().iter().map(|&index| (index, 0)).collect();
-    for service in gone {
-        for index in crate::tables::distinct_ranges(service).flat_map(|group| mentioned(installed.slots(group))) {
-            *change.entry(index).or_default() -= 1;
-        }
-    }
-    for index in layouts.iter().flat_map(|layout| &layout.slots).flat_map(|(_, slots)| mentioned(slots)) {
-        *change.entry(index).or_default() += 1;
-    }
-    let unused = |(index, change): (u32, i64)| {
-        let is_installed = installed.backend(index).is_some();
-        (is_installed && i64::from(installed.backend_users(index)) + change <= 0).then_some(index)
-    };
-    change.into_iter().filter_map(unused).collect()
 }
 
 fn unused_clusters(installed: &Installed, layouts: &[Layout], gone: &[&abi::Service], backends: &[u32]) -> Vec<u32> {
@@ -226,11 +247,19 @@ fn unused_clusters(installed: &Installed, layouts: &[Layout], gone: &[&abi::Serv
 }
 
 /// All that is written before anything leads to it, each kind of entry in one run so that it can be written in bulk.
-fn write_steps(layouts: &[Layout], desired: &Desired, renamed: &[(u32, &ObjectName)], steps: &mut Vec<Step>) {
+fn write_steps(
+    layouts: &[Layout],
+    desired: &Desired,
+    renamed: &[(u32, &ObjectName)],
+    fates: &Fates<'_>,
+    steps: &mut Vec<Step>,
+) {
     let clusters = layouts.iter().flat_map(|layout| &layout.clusters);
     steps.extend(clusters.map(|(index, cluster)| Step::PutCluster(*index, *cluster)));
     let backends = layouts.iter().flat_map(|layout| &layout.backends);
     steps.extend(backends.map(|(index, backend)| Step::PutBackend(*index, *backend)));
+    steps.extend(fates.lead());
+    steps.extend(fates.welcome());
     let slots = layouts.iter().flat_map(|layout| &layout.slots);
     steps.extend(slots.map(|(first, slots)| Step::PutSlots(*first, slots.clone())));
     steps.extend(layouts.iter().map(|layout| Step::PutService(layout.index, layout.service)));

@@ -5,11 +5,12 @@
 
 mod limits;
 mod merge;
+mod ramp;
 mod share;
 mod tiers;
 
 use crate::{
-    model::{Model, Place, Protocol, Service, ServiceKind, ServicePort, ServiceRef},
+    model::{ClusterName, Model, Path, Place, Protocol, Service, ServiceKind, ServicePort, ServiceRef},
     tables::{Desired, DesiredGroup, DesiredService},
 };
 use std::{
@@ -29,19 +30,37 @@ pub struct Resolved {
     pub problems: BTreeMap<ServiceRef, Vec<String>>,
 }
 
+/// What health found out about clusters and can't be said by a verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// The part of its weight, in per cent, that a cluster has while it comes back; clusters that have all are left out.
+    pub ramps: BTreeMap<ClusterName, u8>,
+    /// Paths that are down of clusters that are not: their endpoints come last.
+    pub paths_out: BTreeSet<(ClusterName, Path)>,
+}
+
 /// Resolves everything known into tables.
 ///
 /// Only services that are federated, did not opt out and have addresses are translated. `pods` (cgroup id → a value of
 /// [`abi::exempt`]) and `pod_level` ([`abi::Config::pod_level`]) are passed through, because what is known of pods
 /// by their UIDs becomes a cgroup at the edge only.
-pub fn resolve(model: &Model, place: &Place, pods: &BTreeMap<u64, u32>, pod_level: u32) -> Resolved {
+pub fn resolve(
+    model: &Model,
+    place: &Place,
+    conditions: &Conditions,
+    pods: &BTreeMap<u64, u32>,
+    pod_level: u32,
+) -> Resolved {
     let mut resolved = Resolved::default();
     let mut owners: BTreeMap<FrontendKey, &ServiceRef> = BTreeMap::new();
     // In the order of names, Services before ServiceImports: the first to claim a frontend has it.
     for (name, service) in &model.services {
         let mut problems = service.problems.clone();
         if service.federated && !service.opted_out {
-            for (key, desired) in resolve_service(model, place, name, service, &mut problems) {
+            for problem in model.slices_of(name).flat_map(|slice| &slice.problems) {
+                note(&mut problems, problem.clone());
+            }
+            for (key, desired) in resolve_service(model, place, conditions, name, service, &mut problems) {
                 match owners.entry(key) {
                     Entry::Vacant(vacant) => {
                         vacant.insert(name);
@@ -67,6 +86,7 @@ pub fn resolve(model: &Model, place: &Place, pods: &BTreeMap<u64, u32>, pod_leve
 fn resolve_service(
     model: &Model,
     place: &Place,
+    conditions: &Conditions,
     name: &ServiceRef,
     service: &Service,
     problems: &mut Vec<String>,
@@ -74,7 +94,8 @@ fn resolve_service(
     let addresses: BTreeSet<IpAddr> = service.addresses.iter().map(IpAddr::to_canonical).collect();
     let mut frontends = BTreeMap::new();
     for port in &service.ports {
-        let endpoints = merge::endpoints(model, place, name, service, port);
+        let mut endpoints = merge::endpoints(model, place, name, service, port);
+        endpoints.iter_mut().for_each(|endpoint| endpoint.heed(&conditions.paths_out));
         for is_ipv4 in [true, false] {
             let keys: Vec<FrontendKey> = addresses
                 .iter()
@@ -85,13 +106,17 @@ fn resolve_service(
             if keys.is_empty() {
                 continue;
             }
-            let same_family = endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == is_ipv4).copied().collect();
+            let same_family: Vec<_> = endpoints.iter().filter(|it| it.is_ipv4() == is_ipv4).copied().collect();
+            let draining = tiers::draining(&same_family);
             let tiers = tiers::arrange(same_family, &service.traffic, place, problems);
+            let tiers = ramp::apply(tiers, &conditions.ramps);
             let desired = DesiredService {
                 name: name.object.clone(),
                 affinity_seconds: service.affinity.map(whole_seconds),
                 exclusive: service.exclusive,
+                no_abort: !service.abort,
                 tiers: limits::fit(tiers, problems),
+                draining,
             };
             let copies = iter::repeat_n(desired, keys.len());
             frontends.extend(keys.into_iter().zip(copies));

@@ -11,15 +11,17 @@ mod free;
 mod installed;
 mod query;
 mod text;
+mod verdicts;
 mod view;
 
 pub use self::{
     backends::Target,
     installed::Installed,
     text::{cluster_entry, cluster_name, object_name, service_name},
+    verdicts::{ClusterVerdict, Verdicts},
 };
 pub(crate) use self::{
-    backends::{Backends, mentioned},
+    backends::{Backends, key_of, mentioned},
     free::Free,
     installed::{distinct_ranges, remembers, to_ranges},
 };
@@ -29,7 +31,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
-use tombolo_ebpf::abi::{self, FrontendKey, MemberKey};
+use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MemberKey};
 
 /// What the tables should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,9 +53,14 @@ pub struct DesiredService {
     pub affinity_seconds: Option<u32>,
     /// [`abi::service_flag::EXCLUSIVE`].
     pub exclusive: bool,
+    /// Its connections to what is known dead are not aborted: [`abi::service_flag::NO_ABORT`].
+    pub no_abort: bool,
     /// At most [`abi::MAX_TIERS`], each of at most [`abi::MAX_TIER_GROUPS`] groups, [`abi::MAX_GROUPS`] in all; no tier
     /// and no group is empty. No tier at all: no endpoint.
     pub tiers: Vec<Vec<DesiredGroup>>,
+    /// Endpoints that take nothing new and keep what they have: those of them that are installed stay, in no slot. Their
+    /// weights don't matter.
+    pub draining: Vec<Member>,
 }
 
 /// The endpoints of one cluster within one tier.
@@ -94,6 +101,8 @@ pub struct Maps {
     pub slots: BTreeMap<u32, Vec<abi::Slot>>,
     /// [`abi::map::BACKENDS`]: the entries in use, those of a generation other than 0.
     pub backends: BTreeMap<u32, abi::Backend>,
+    /// [`abi::map::BACKEND_OF`]: indexes in `BACKENDS`.
+    pub backend_of: BTreeMap<BackendKey, u32>,
     /// [`abi::map::MEMBERS`].
     pub members: BTreeSet<MemberKey>,
     /// [`abi::map::CLUSTERS`]: the entries in use, those with a name.
@@ -114,6 +123,7 @@ impl Default for Maps {
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
             backends: BTreeMap::new(),
+            backend_of: BTreeMap::new(),
             members: BTreeSet::new(),
             clusters: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -133,7 +143,7 @@ pub struct Capacity {
     pub services: u32,
     /// Of `SLOTS`.
     pub slots: u32,
-    /// Of `BACKENDS` and `BACKEND_STATE`.
+    /// Of `BACKENDS`, `BACKEND_OF` and `BACKEND_STATE`.
     pub backends: u32,
     /// Of `MEMBERS`.
     pub members: u32,
@@ -144,10 +154,12 @@ pub struct Capacity {
 /// One write to one map, or a wait. Stopping after any of them leaves tables in which every look-up is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Writes an entry of `CLUSTERS`.
+    /// Writes an entry of `CLUSTERS`, or changes its verdict and SYN timeout in place.
     PutCluster(u32, abi::Cluster),
-    /// Writes an entry of `BACKENDS` that nothing names, or changes a verdict.
+    /// Writes an entry of `BACKENDS` that nothing names, or changes a verdict in place.
     PutBackend(u32, abi::Backend),
+    /// Makes an address lead to a backend that has it.
+    PutBackendOf(BackendKey, u32),
     /// Writes entries of `SLOTS` that nothing names, from this index on.
     PutSlots(u32, Vec<abi::Slot>),
     /// Writes an entry of `SERVICES` that nothing names.
@@ -166,6 +178,8 @@ pub enum Step {
     DropFrontend(FrontendKey),
     /// Takes out of `MEMBERS`.
     DropMember(MemberKey),
+    /// Makes an address lead to no backend any more.
+    DropBackendOf(BackendKey),
     /// Takes out of `PODS`.
     DropPod(u64),
     /// Takes out of `NAMES`.
@@ -197,6 +211,7 @@ impl fmt::Display for Step {
         match self {
             Self::PutCluster(index, _) => write!(f, "cluster {index}"),
             Self::PutBackend(index, _) => write!(f, "backend {index}"),
+            Self::PutBackendOf(key, index) => write!(f, "address {key:?} of backend {index}"),
             Self::PutSlots(first, slots) => write!(f, "{} slots from {first} on", slots.len()),
             Self::PutService(index, service) => {
                 write!(f, "version {} of service {} at {index}", service.version, service.id)
@@ -208,6 +223,7 @@ impl fmt::Display for Step {
             Self::PutFrontend(key, index) => write!(f, "frontend {key:?}, which leads to {index}"),
             Self::DropFrontend(key) => write!(f, "removal of frontend {key:?}"),
             Self::DropMember(key) => write!(f, "removal of backend {} from service {}", key.backend, key.service),
+            Self::DropBackendOf(key) => write!(f, "removal of address {key:?}"),
             Self::DropPod(cgroup) => write!(f, "removal of the pod of cgroup {cgroup}"),
             Self::DropName(id) => write!(f, "removal of the name of service {id}"),
             Self::DropBackend(index) => write!(f, "removal of backend {index}"),

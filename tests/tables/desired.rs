@@ -29,11 +29,17 @@ fn frontend() -> impl Strategy<Value = FrontendKey> {
 fn service() -> impl Strategy<Value = DesiredService> {
     let affinity = prop_oneof![2 => Just(None), 1 => Just(Some(60)), 1 => Just(Some(10_800))];
     let tiers = prop::collection::vec(prop::collection::vec(group(), 1..4), 0..4);
-    (0..3u8, affinity, any::<bool>(), tiers).prop_map(|(name, affinity_seconds, exclusive, tiers)| DesiredService {
-        name: ObjectName { namespace: "shop".into(), name: format!("service-{name}") },
-        affinity_seconds,
-        exclusive,
-        tiers,
+    let draining = prop_oneof![2 => Just(Vec::new()), 1 => group().prop_map(|group| group.members)];
+    let flags = (any::<bool>(), any::<bool>());
+    (0..3u8, affinity, flags, tiers, draining).prop_map(|(name, affinity_seconds, flags, tiers, draining)| {
+        DesiredService {
+            name: ObjectName { namespace: "shop".into(), name: format!("service-{name}") },
+            affinity_seconds,
+            exclusive: flags.0,
+            no_abort: flags.1,
+            tiers,
+            draining,
+        }
     })
 }
 

@@ -5,7 +5,7 @@ use tombolo::{
     model::ObjectName,
     tables::{Maps, Step, groups},
 };
-use tombolo_ebpf::abi::{self, FrontendKey, MemberKey};
+use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MemberKey};
 
 /// An address and port, as the tables have them.
 pub(crate) type End = ([u8; 16], [u8; 2]);
@@ -21,6 +21,10 @@ pub(crate) struct Kernel {
     slots: BTreeMap<u32, abi::Slot>,
     /// Programs that looked a frontend up and have not ended.
     running: Vec<Program>,
+    /// Programs that looked an address up and have not ended: which backend they found.
+    watching: BTreeMap<(BackendKey, u32), abi::Backend>,
+    /// Backends with open connections, which say by themselves when they are closed.
+    open: BTreeMap<u32, abi::Backend>,
 }
 
 /// A program that holds the index of a service's entry, and which prefixes were active when it began.
@@ -40,6 +44,7 @@ impl Kernel {
         match step.clone() {
             Step::PutCluster(index, cluster) => _ = maps.clusters.insert(index, cluster),
             Step::PutBackend(index, backend) => _ = maps.backends.insert(index, backend),
+            Step::PutBackendOf(key, index) => _ = maps.backend_of.insert(key, index),
             Step::PutSlots(first, slots) => self.slots.extend((first..).zip(slots)),
             Step::PutService(index, service) => _ = self.services.insert(index, service),
             Step::PutName(id, name) => _ = maps.names.insert(id, name),
@@ -49,11 +54,12 @@ impl Kernel {
             Step::PutFrontend(key, index) => _ = maps.frontends.insert(key, index),
             Step::DropFrontend(key) => _ = maps.frontends.remove(&key),
             Step::DropMember(member) => _ = maps.members.remove(&member),
+            Step::DropBackendOf(key) => _ = maps.backend_of.remove(&key),
             Step::DropPod(cgroup) => _ = maps.pods.remove(&cgroup),
             Step::DropName(id) => _ = maps.names.remove(&id),
             Step::DropBackend(index) => _ = maps.backends.remove(&index),
             Step::DropCluster(index) => _ = maps.clusters.remove(&index),
-            Step::Grace => self.running.clear(),
+            Step::Grace => self.outlive(),
         }
     }
 
@@ -71,6 +77,58 @@ impl Kernel {
     /// The agent is gone long enough for every program to have ended.
     pub(crate) fn outlive(&mut self) {
         self.running.clear();
+        self.watching.clear();
+    }
+
+    /// Connections are opened to some of the backends that frontends lead to, which `pick` chooses by index, and all others
+    /// are closed.
+    pub(crate) fn connect(&mut self, pick: impl Fn(u32) -> bool) {
+        let services = self.maps.frontends.values().filter_map(|index| self.services.get(index));
+        let reached: BTreeSet<u32> = services.flat_map(|service| self.indexes(service)).collect();
+        let mut open = std::mem::take(&mut self.open);
+        open.retain(|index, _| pick(*index));
+        let new = reached.into_iter().filter(|index| pick(*index));
+        open.extend(new.filter_map(|index| Some((index, *self.maps.backends.get(&index)?))));
+        self.open = open;
+    }
+
+    /// The backends with open connections.
+    pub(crate) fn busy(&self) -> BTreeSet<u32> {
+        self.open.keys().copied().collect()
+    }
+
+    /// Whether every connection's backend is found by its address, or another one that has the same, and the prefixes say
+    /// that it may be one.
+    pub(crate) fn check_connections(&self) -> Result<(), String> {
+        let ranges = &self.maps.config.ranges[self.maps.config.active as usize];
+        for (index, opened) in &self.open {
+            if !self.maps.backends.get(index).is_some_and(|now| is_same(now, opened)) {
+                return Err(format!("backend {index} went while it had connections"));
+            }
+            if !covers(&ranges.backends4, &ranges.backends6, opened.addr) {
+                return Err(format!("backend {index} is not covered while it has connections"));
+            }
+            self.check_address(&key_of(opened))?;
+        }
+        Ok(())
+    }
+
+    fn check_address(&self, key: &BackendKey) -> Result<(), String> {
+        let found = self.maps.backend_of.get(key).and_then(|index| self.maps.backends.get(index));
+        match found {
+            Some(backend) if key_of(backend) == *key => Ok(()),
+            found => Err(format!("{key:?} leads to {found:?}")),
+        }
+    }
+
+    /// Whether every address leads to a backend that has it, once a plan is carried out.
+    pub(crate) fn check_addresses(&self) -> Result<(), String> {
+        let all: BTreeSet<BackendKey> = self.maps.backends.values().map(key_of).collect();
+        let found: BTreeSet<BackendKey> = self.maps.backend_of.keys().copied().collect();
+        if all != found {
+            return Err(format!("backends have {all:?}, found are {found:?}"));
+        }
+        all.iter().try_for_each(|key| self.check_address(key))
     }
 
     /// One program begins for each frontend, and stays at the point where it knows the service's index.
@@ -91,6 +149,11 @@ impl Kernel {
                 ranges: self.maps.config.ranges[active as usize],
             });
         }
+        for (&key, &index) in &self.maps.backend_of {
+            if let Some(backend) = self.maps.backends.get(&index).filter(|backend| key_of(backend) == key) {
+                self.watching.entry((key, index)).or_insert(*backend);
+            }
+        }
     }
 
     /// Every program that is still running has to find what was there when it began.
@@ -104,6 +167,11 @@ impl Kernel {
             }
             if self.maps.config.ranges[program.active as usize] != program.ranges {
                 return Err("prefixes were rewritten under a program".to_owned());
+            }
+        }
+        for ((key, index), found) in &self.watching {
+            if !self.maps.backends.get(index).is_some_and(|now| is_same(now, found)) {
+                return Err(format!("backend {index}, found by {key:?}, went under a program"));
             }
         }
         Ok(())
@@ -135,8 +203,12 @@ impl Kernel {
             let Some(backend) = self.maps.backends.get(&index) else {
                 return Err(format!("backend {index} is missing"));
             };
-            if is_udp && !covers(&ranges.backends4, &ranges.backends6, backend.addr) {
+            if !covers(&ranges.backends4, &ranges.backends6, backend.addr) {
                 return Err(format!("backend {index} is not covered"));
+            }
+            self.check_address(&key_of(backend))?;
+            if backend.verdict == abi::verdict::DRAINING {
+                return Err(format!("backend {index} is in a slot and drains"));
             }
         }
         Ok(())
@@ -167,6 +239,15 @@ impl Kernel {
         let read = |slot| self.slots.get(&slot).map_or([0, 0], |slot| [slot.backend, slot.alias]);
         slots.flat_map(read).collect()
     }
+}
+
+fn key_of(backend: &abi::Backend) -> BackendKey {
+    BackendKey { addr: backend.addr, port: backend.port, proto: backend.proto, pad: 0 }
+}
+
+/// Whether it is the same backend, whatever its verdict.
+fn is_same(one: &abi::Backend, other: &abi::Backend) -> bool {
+    abi::Backend { verdict: 0, ..*one } == abi::Backend { verdict: 0, ..*other }
 }
 
 fn covers(v4: &[abi::Prefix4], v6: &[abi::Prefix6], addr: [u8; 16]) -> bool {

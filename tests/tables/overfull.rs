@@ -147,6 +147,8 @@ fn tables(services: u8, more: u8) -> Desired {
             name: ObjectName { namespace: "shop".into(), name: format!("service-{number}") },
             affinity_seconds: None,
             exclusive: false,
+            no_abort: false,
+            draining: Vec::new(),
             tiers: vec![vec![DesiredGroup { cluster: cluster.clone(), weight: 1, members }]],
         };
         let key = FrontendKey { addr: v4_address([10, 96, 0, number]), port: 53u16.to_be_bytes(), proto: UDP, pad: 0 };

@@ -11,9 +11,9 @@ use tombolo::{
     plan::plan,
     tables::{Capacity, Desired, DesiredGroup, DesiredService, Installed, Maps, Member, Step, groups},
 };
-use tombolo_ebpf::abi::{FrontendKey, TCP, UDP};
+use tombolo_ebpf::abi::{BackendKey, FrontendKey, TCP, UDP};
 
-fn fails(reason: String) -> TestCaseError {
+pub(crate) fn fails(reason: String) -> TestCaseError {
     TestCaseError::fail(reason)
 }
 
@@ -42,7 +42,9 @@ proptest! {
             world.carry_out(&plan, desired, true, usize::MAX).map_err(fails)?;
             compare(&world.installed.view(), desired, &[]).map_err(fails)?;
             let again = world.plan(desired, true);
-            prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
+            world.carry_out(&again, desired, true, usize::MAX).map_err(fails)?;
+            let rest = world.plan(desired, true);
+            prop_assert!(rest.steps.is_empty(), "{:?}", rest.steps);
         }
     }
 
@@ -147,18 +149,24 @@ fn a_shrinking_service_is_switched_over_before_its_backend_goes() {
     let wide = tables(&[(frontend(1, TCP), vec![group("east", &[4, 7])])]);
     let narrow = tables(&[(frontend(1, TCP), vec![group("east", &[4])])]);
     world.settle(&wide).unwrap();
-    let kinds = kinds(&world.plan(&narrow, true).steps);
-    assert_eq!(kinds, ["PutSlots", "PutService", "PutFrontend", "Grace", "DropBackend"]);
+    let plan = world.plan(&narrow, true);
+    assert_eq!(kinds(&plan.steps), ["PutSlots", "PutService", "PutFrontend", "Grace", "PutBackend"]);
+    world.carry_out(&plan, &narrow, true, usize::MAX).unwrap();
+    assert_eq!(
+        kinds(&world.plan(&narrow, true).steps),
+        ["DropBackendOf", "Grace", "DropBackend", "PutConfig", "PutConfig"]
+    );
 }
 
 #[test]
 fn a_new_frontend_is_covered_and_named_before_it_is_there() {
-    let world = World::new(ROOMY);
+    let mut world = World::new(ROOMY);
     let desired = tables(&[(frontend(1, UDP), vec![group("east", &[4])])]);
     let expected = [
         "PutCluster",
         "PutCluster",
         "PutBackend",
+        "PutBackendOf",
         "PutSlots",
         "PutService",
         "PutName",
@@ -176,19 +184,14 @@ fn a_frontend_that_goes_takes_everything_of_its_own_along() {
     let stays = (frontend(1, UDP), vec![group("east", &[4])]);
     let goes = (frontend(2, UDP), vec![group("east", &[4]), group("north", &[5])]);
     world.settle(&tables(&[stays.clone(), goes])).unwrap();
-    let steps = world.plan(&tables(&[stays]), true).steps;
-    let expected = [
-        "DropFrontend",
-        "DropMember",
-        "DropMember",
-        "DropName",
-        "Grace",
-        "DropBackend",
-        "DropCluster",
-        "PutConfig",
-        "PutConfig",
-    ];
-    assert_eq!(kinds(&steps), expected);
+    let desired = tables(&[stays]);
+    let plan = world.plan(&desired, true);
+    let expected =
+        ["DropFrontend", "DropMember", "DropMember", "DropName", "Grace", "PutBackend", "PutConfig", "PutConfig"];
+    assert_eq!(kinds(&plan.steps), expected);
+    world.carry_out(&plan, &desired, true, usize::MAX).unwrap();
+    let expected = ["DropBackendOf", "Grace", "DropBackend", "DropCluster", "PutConfig", "PutConfig"];
+    assert_eq!(kinds(&world.plan(&desired, true).steps), expected);
 }
 
 #[test]
@@ -286,8 +289,9 @@ fn a_member_that_was_left_behind_keeps_its_id_from_being_given_to_another() {
 #[test]
 fn every_difference_is_noticed() {
     type Change = fn(&mut DesiredService);
-    let changes: [Change; 15] = [
+    let changes: [Change; 16] = [
         |service| service.exclusive = true,
+        |service| service.no_abort = true,
         |service| service.affinity_seconds = None,
         |service| service.affinity_seconds = Some(61),
         |service| service.tiers.reverse(),
@@ -361,6 +365,15 @@ fn tables_that_no_agent_wrote_are_replaced() {
     damages.push(Box::new(|maps| _ = maps.services.remove(&index(0))));
     damages.push(Box::new(|maps| _ = maps.frontends.insert(keys[0], index(1))));
     damages.push(Box::new(|maps| _ = maps.backends.pop_first()));
+    damages.push(Box::new(|maps| _ = maps.backend_of.pop_first()));
+    damages.push(Box::new(|maps| {
+        let (first, last) = (*maps.backend_of.keys().next().unwrap(), *maps.backend_of.values().last().unwrap());
+        maps.backend_of.insert(first, last);
+    }));
+    damages.push(Box::new(|maps| {
+        let key = BackendKey { addr: [9; 16], ..*maps.backend_of.keys().next().unwrap() };
+        maps.backend_of.insert(key, 0);
+    }));
     damages.push(Box::new(|maps| _ = maps.slots.pop_first()));
     damages.push(Box::new(|maps| _ = maps.members.pop_first()));
     damages.push(Box::new(|maps| _ = maps.clusters.pop_last()));
@@ -397,7 +410,7 @@ fn tables_that_no_agent_wrote_are_replaced() {
 
 #[test]
 fn a_cluster_too_many_refuses_the_services_that_need_it() {
-    let world = World::new(ROOMY);
+    let mut world = World::new(ROOMY);
     let many: Vec<_> = (0..600u16)
         .map(|number| {
             let key = FrontendKey { port: number.to_be_bytes(), ..frontend(1, TCP) };
@@ -428,21 +441,23 @@ fn kinds(steps: &[Step]) -> Vec<String> {
     steps.iter().map(|step| format!("{step:?}").split('(').next().unwrap().to_owned()).collect()
 }
 
-fn tables(services: &[(FrontendKey, Vec<DesiredGroup>)]) -> Desired {
+pub(crate) fn tables(services: &[(FrontendKey, Vec<DesiredGroup>)]) -> Desired {
     let service = |tier: &Vec<DesiredGroup>| DesiredService {
         name: ObjectName { namespace: "shop".into(), name: "frontend".into() },
         affinity_seconds: None,
         exclusive: false,
+        no_abort: false,
+        draining: Vec::new(),
         tiers: vec![tier.clone()],
     };
     Desired { services: services.iter().map(|(key, tier)| (*key, service(tier))).collect(), ..Desired::default() }
 }
 
-fn frontend(host: u8, proto: u8) -> FrontendKey {
+pub(crate) fn frontend(host: u8, proto: u8) -> FrontendKey {
     FrontendKey { addr: v4_address([10, 96, 0, host]), port: 80u16.to_be_bytes(), proto, pad: 0 }
 }
 
-fn group(cluster: &str, hosts: &[u8]) -> DesiredGroup {
+pub(crate) fn group(cluster: &str, hosts: &[u8]) -> DesiredGroup {
     let cluster = ClusterName(cluster.into());
     assert_ne!(cluster, cluster_name(4), "random tables only");
     let member = |&host: &u8| Member {

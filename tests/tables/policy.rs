@@ -5,10 +5,10 @@ use proptest::{prelude::*, test_runner::TestCaseError};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use tombolo::{
     model::{
-        Change, ClusterName, Endpoint, Model, ObjectName, Order, Path, Place, Protocol, Service, ServiceKind,
-        ServicePort, ServiceRef, Slice, Traffic,
+        Change, ClusterName, Endpoint, Model, ObjectName, Order, Path, PeerState, Place, Protocol, Service,
+        ServiceKind, ServicePort, ServiceRef, Slice, Traffic,
     },
-    resolve::{Resolved, resolve},
+    resolve::{Conditions, Resolved, resolve},
     tables::{DesiredGroup, DesiredService},
 };
 
@@ -106,7 +106,7 @@ fn fallbacks_come_behind_all_others_and_what_is_stale_comes_last() {
         unready(slice);
     });
     add_slice(&mut model, "stale", "api", "north", &["10.2.0.1"], |slice| {
-        (slice.fallback, slice.stale) = (true, true);
+        (slice.fallback, slice.peer) = (true, PeerState::Stale);
         unready(slice);
     });
     add_slice(&mut model, "leaving", "api", "west", &["10.0.0.1"], leaving);
@@ -357,7 +357,8 @@ proptest! {
                 if gateway {
                     (slice.path, slice.weight) = (Path::Gateway, weight);
                 }
-                (slice.fallback, slice.stale) = (special == 1, special == 2);
+                slice.fallback = special == 1;
+                slice.peer = if special == 2 { PeerState::Stale } else { PeerState::Fresh };
                 slice.endpoints[0].zone = Some("a".to_owned());
             });
             expected.extend(addresses.into_iter().map(octets));
@@ -403,7 +404,7 @@ fn local_first(ready: u8, unready: u8, minimum: Option<u32>, remote: impl Fn(&mu
     model
 }
 
-fn add_service(model: &mut Model, name: &str, change: impl FnOnce(&mut Service)) {
+pub(crate) fn add_service(model: &mut Model, name: &str, change: impl FnOnce(&mut Service)) {
     let mut service = service();
     // Each service has an address of its own.
     let number = u8::try_from(model.services.len()).unwrap();
@@ -420,13 +421,14 @@ fn service() -> Service {
         federated: true,
         opted_out: false,
         exclusive: false,
+        abort: true,
         local_member: None,
         traffic: Traffic::default(),
         problems: Vec::new(),
     }
 }
 
-fn add_slice(
+pub(crate) fn add_slice(
     model: &mut Model,
     name: &str,
     owner: &str,
@@ -455,7 +457,8 @@ fn slice(cluster: &str, addresses: &[&str]) -> Slice {
         built_in: false,
         path: Path::Pod,
         fallback: false,
-        stale: false,
+        peer: PeerState::Fresh,
+        problems: Vec::new(),
         weight: 1,
         ports: vec![port("http", 8080, Protocol::Tcp)],
         endpoints: addresses.iter().map(endpoint).collect(),
@@ -466,7 +469,7 @@ fn built_in(slice: &mut Slice) {
     (slice.built_in, slice.source_cluster) = (true, None);
 }
 
-fn leaving(slice: &mut Slice) {
+pub(crate) fn leaving(slice: &mut Slice) {
     for endpoint in &mut slice.endpoints {
         (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, true, true);
     }
@@ -480,25 +483,29 @@ fn object(name: &str) -> ObjectName {
     ObjectName { namespace: "shop".into(), name: name.into() }
 }
 
-fn octets(address: &str) -> [u8; 16] {
+pub(crate) fn octets(address: &str) -> [u8; 16] {
     match address.parse().unwrap() {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     }
 }
 
-fn resolved(model: &Model) -> Resolved {
-    let place = Place { cluster: ClusterName("west".into()), node: "node".into(), zone: Some("a".into()) };
-    resolve(model, &place, &BTreeMap::new(), 0)
+pub(crate) fn resolved(model: &Model) -> Resolved {
+    resolved_in(model, &Conditions::default())
 }
 
-fn problems(model: &Model, name: &str) -> Vec<String> {
+fn resolved_in(model: &Model, conditions: &Conditions) -> Resolved {
+    let place = Place { cluster: ClusterName("west".into()), node: "node".into(), zone: Some("a".into()) };
+    resolve(model, &place, conditions, &BTreeMap::new(), 0)
+}
+
+pub(crate) fn problems(model: &Model, name: &str) -> Vec<String> {
     let name = ServiceRef { kind: ServiceKind::Service, object: object(name) };
     resolved(model).problems.remove(&name).unwrap_or_default()
 }
 
 /// The only service of the model.
-fn only(model: &Model) -> DesiredService {
+pub(crate) fn only(model: &Model) -> DesiredService {
     let mut services = resolved(model).desired.services.into_values();
     let service = services.next().unwrap();
     assert_eq!(services.next(), None);
@@ -515,7 +522,11 @@ fn weights(model: &Model) -> Vec<Vec<(&str, u32)>> {
 }
 
 /// One line a tier: cluster*weight[members].
-fn summary(model: &Model) -> Vec<String> {
+pub(crate) fn summary(model: &Model) -> Vec<String> {
+    summary_in(model, &Conditions::default())
+}
+
+pub(crate) fn summary_in(model: &Model, conditions: &Conditions) -> Vec<String> {
     let group = |group: &DesiredGroup| {
         let member = |member: &tombolo::tables::Member| {
             let path = if member.path == Path::Gateway { "/gateway" } else { "" };
@@ -526,5 +537,6 @@ fn summary(model: &Model) -> Vec<String> {
         let members: Vec<String> = group.members.iter().map(member).collect();
         format!("{}*{}[{}]", group.cluster, group.weight, members.join(" "))
     };
-    only(model).tiers.iter().map(|tier| tier.iter().map(group).collect::<Vec<_>>().join(" ")).collect()
+    let service = resolved_in(model, conditions).desired.services.into_values().next().unwrap();
+    service.tiers.iter().map(|tier| tier.iter().map(group).collect::<Vec<_>>().join(" ")).collect()
 }

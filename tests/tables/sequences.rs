@@ -16,10 +16,10 @@ use std::{
 };
 use tombolo::{
     model::{
-        Change, ClusterName, Endpoint, Model, ObjectName, Order, Path, Place, Protocol, Service, ServiceKind,
-        ServicePort, ServiceRef, Slice, Traffic,
+        Change, ClusterName, Endpoint, Model, ObjectName, Order, Path, PeerState, Place, Protocol, Service,
+        ServiceKind, ServicePort, ServiceRef, Slice, Traffic,
     },
-    resolve::resolve,
+    resolve::{Conditions, resolve},
 };
 use tombolo_ebpf::abi::{FrontendKey, TCP, UDP};
 
@@ -36,6 +36,8 @@ fn sequences() -> u32 {
 enum Operation {
     /// An object is written or goes.
     Change(Box<Change>),
+    /// Connections are open to the backends whose bit is set, by index modulo 16, and to no other.
+    Connect(u16),
     /// The agent is killed after so many of the steps for the next change (modulo their number), and starts again.
     Kill(prop::sample::Index),
 }
@@ -61,10 +63,14 @@ fn run(operations: Vec<Operation>) -> Result<(), String> {
                 kill = Some(after);
                 continue;
             }
+            Operation::Connect(bits) => {
+                world.kernel.connect(|index| bits & 1 << (index % 16) != 0);
+                continue;
+            }
             Operation::Change(change) => change,
         };
         model.apply(*change);
-        let desired = resolve(&model, &place, &BTreeMap::new(), 0).desired;
+        let desired = resolve(&model, &place, &Conditions::default(), &BTreeMap::new(), 0).desired;
         if let Some(after) = kill.take() {
             let plan = world.plan(&desired, true);
             world.carry_out(&plan, &desired, true, after.index(plan.steps.len() + 1))?;
@@ -97,7 +103,9 @@ fn simple_model(model: &Model, place: &Place) -> BTreeMap<FrontendKey, BTreeSet<
                 let of = |kind: &str| offers.iter().filter(|offer| offer.1 == kind).map(|offer| offer.0).collect();
                 let (ready, leaving): (BTreeSet<_>, BTreeSet<_>) = (of("ready"), of("leaving"));
                 let (fallback, stale): (BTreeSet<_>, BTreeSet<_>) = (of("fallback"), of("stale"));
-                let mut reached: BTreeSet<_> = ready.iter().chain(&fallback).chain(&stale).copied().collect();
+                let lost: BTreeSet<_> = of("lost");
+                let mut reached: BTreeSet<_> =
+                    ready.iter().chain(&fallback).chain(&stale).chain(&lost).copied().collect();
                 if ready.is_empty() {
                     reached.extend(leaving);
                 } else {
@@ -130,9 +138,10 @@ fn offers(slice: &Slice, port: &ServicePort, v4: bool) -> Vec<(End, &'static str
         return Vec::new();
     };
     let offer = |endpoint: &Endpoint| {
-        let kind = if slice.stale && (slice.fallback || endpoint.ready || endpoint.serving) {
+        let is_stale = slice.peer == PeerState::Stale;
+        let kind = if is_stale && (slice.fallback || endpoint.ready || endpoint.serving) {
             "stale"
-        } else if slice.stale {
+        } else if is_stale {
             "unusable"
         } else if slice.fallback {
             "fallback"
@@ -140,6 +149,8 @@ fn offers(slice: &Slice, port: &ServicePort, v4: bool) -> Vec<(End, &'static str
             "ready"
         } else if endpoint.serving && endpoint.terminating {
             "leaving"
+        } else if slice.peer == PeerState::Lost && !endpoint.terminating {
+            "lost"
         } else {
             "unusable"
         };
@@ -164,7 +175,9 @@ fn operation() -> impl Strategy<Value = Operation> {
         ]
         .prop_map(move |slice| Operation::Change(Box::new(Change::Slice(name.clone(), slice))))
     });
-    prop_oneof![3 => service, 6 => slice, 1 => any::<prop::sample::Index>().prop_map(Operation::Kill)]
+    let connect = any::<u16>().prop_map(Operation::Connect);
+    let kill = any::<prop::sample::Index>().prop_map(Operation::Kill);
+    prop_oneof![3 => service, 6 => slice, 2 => connect, 1 => kill]
 }
 
 const SERVICES: u8 = 4;
@@ -194,6 +207,7 @@ fn service(number: u8) -> impl Strategy<Value = Service> {
                 federated,
                 opted_out,
                 exclusive,
+                abort: true,
                 local_member,
                 traffic,
                 problems: Vec::new(),
@@ -219,22 +233,27 @@ fn traffic() -> impl Strategy<Value = Traffic> {
 
 fn slice() -> impl Strategy<Value = Slice> {
     let source = prop_oneof![1 => Just(None), 3 => (0..3usize).prop_map(|number| Some(cluster(number)))];
-    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.15), prop::bool::weighted(0.1), any::<bool>());
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.15), peer_state(), any::<bool>());
     let ports = prop::collection::btree_set(0..3usize, 1..4);
     let endpoints = prop::collection::btree_map(endpoint_address(), (0..8u8, 0..3usize), 0..5);
     (0..SERVICES, source, flags, 1..4u32, ports, endpoints).prop_map(
-        |(owner, source_cluster, (built_in, fallback, stale, pod), weight, ports, endpoints)| Slice {
+        |(owner, source_cluster, (built_in, fallback, peer, pod), weight, ports, endpoints)| Slice {
             owner: service_ref(owner),
             source_cluster: source_cluster.filter(|_| !built_in),
             built_in,
             path: if pod { Path::Pod } else { Path::Gateway },
             fallback: fallback && !built_in,
-            stale: stale && !built_in,
+            peer: if built_in { PeerState::Fresh } else { peer },
+            problems: Vec::new(),
             weight,
             ports: ports.into_iter().map(|at| ServicePort { port: 8080, ..service_ports()[at].clone() }).collect(),
             endpoints: endpoints.into_iter().map(|(address, rest)| endpoint(address, rest)).collect(),
         },
     )
+}
+
+fn peer_state() -> impl Strategy<Value = PeerState> {
+    prop_oneof![8 => Just(PeerState::Fresh), 1 => Just(PeerState::Lost), 1 => Just(PeerState::Stale)]
 }
 
 fn endpoint(address: IpAddr, (conditions, zone): (u8, usize)) -> Endpoint {

@@ -11,11 +11,11 @@ use std::{
 };
 use tombolo::{
     model::{
-        Change, Endpoint, Model, ObjectName, Path, Place, Protocol, Service, ServiceKind, ServicePort, ServiceRef,
-        Slice, Traffic,
+        Change, Endpoint, Model, ObjectName, Path, PeerState, Place, Protocol, Service, ServiceKind, ServicePort,
+        ServiceRef, Slice, Traffic,
     },
     plan::plan,
-    resolve::resolve,
+    resolve::{Conditions, resolve},
     tables::{Capacity, Desired, DesiredGroup, DesiredService, Installed, Member},
 };
 use tombolo_ebpf::abi::{FrontendKey, TCP};
@@ -51,7 +51,7 @@ fn resolving_everything_is_quick() {
     let services = if cfg!(debug_assertions) { 200 } else { 5000 };
     let model = model(services);
     let place = Place { cluster: cluster_name(0), node: "node".into(), zone: Some("a".into()) };
-    let (took, resolved) = timed("resolve", || resolve(&model, &place, &BTreeMap::new(), 0));
+    let (took, resolved) = timed("resolve", || resolve(&model, &place, &Conditions::default(), &BTreeMap::new(), 0));
     assert_eq!(resolved.desired.services.len(), usize::from(services));
     assert!(cfg!(debug_assertions) || took < Duration::from_secs(3), "{took:?}");
 }
@@ -71,6 +71,7 @@ fn model(services: u16) -> Model {
             federated: true,
             opted_out: false,
             exclusive: false,
+            abort: true,
             local_member: None,
             traffic: Traffic::default(),
             problems: Vec::new(),
@@ -91,7 +92,8 @@ fn model(services: u16) -> Model {
                 built_in: false,
                 path: Path::Pod,
                 fallback: false,
-                stale: false,
+                peer: PeerState::Fresh,
+                problems: Vec::new(),
                 weight: 1,
                 ports: vec![port.clone()],
                 endpoints: (0..10).map(endpoint).collect(),
@@ -132,6 +134,8 @@ fn tables(services: u16) -> Desired {
             name: ObjectName { namespace: "shop".into(), name: format!("service-{number}") },
             affinity_seconds: None,
             exclusive: false,
+            no_abort: false,
+            draining: Vec::new(),
             tiers: vec![vec![group(0), group(1 + usize::from(number % 2))]],
         };
         (FrontendKey { addr: v4_address([10, 96, high, low]), port: 80u16.to_be_bytes(), proto: TCP, pad: 0 }, service)

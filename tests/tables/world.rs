@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tombolo::{
     model::ClusterName,
     plan::{Plan, plan},
-    tables::{Capacity, Desired, DesiredGroup, DesiredService, Installed, Member, Step},
+    tables::{Capacity, Desired, DesiredGroup, DesiredService, Installed, Member, Step, Verdicts},
 };
 use tombolo_ebpf::abi::FrontendKey;
 
@@ -34,7 +34,9 @@ impl World {
         Self { kernel: Kernel::default(), installed: Installed::default(), capacity, own }
     }
 
-    pub(crate) fn plan(&self, desired: &Desired, prune: bool) -> Plan {
+    /// Plans by what is open now.
+    pub(crate) fn plan(&mut self, desired: &Desired, prune: bool) -> Plan {
+        self.installed.set_busy(self.kernel.busy());
         plan(desired, &self.installed, &self.capacity, &self.own, prune)
     }
 
@@ -49,6 +51,7 @@ impl World {
             self.kernel.apply(step);
             self.installed.apply(step);
             self.kernel.check_programs().map_err(explain)?;
+            self.kernel.check_connections().map_err(explain)?;
             for (key, watched) in &mut watched {
                 watched.look(key, &self.kernel, &self.installed).map_err(explain)?;
                 self.kernel.check_remembered(key).map_err(explain)?;
@@ -60,6 +63,7 @@ impl World {
                     return Err(format!("{key:?} does not lead where it should after {:#?}", summary(&plan.steps)));
                 }
             }
+            self.kernel.check_addresses()?;
         }
         let read = Installed::from_maps(self.kernel.read()).to_maps();
         if read != self.installed.to_maps() {
@@ -68,18 +72,32 @@ impl World {
         Ok(())
     }
 
-    /// Plans and carries out as long as plans say that planning again may find room; returns the last plan, after which
-    /// nothing must be left to do.
+    /// Plans and carries out as long as plans say that planning again may find room, and until all that is left alone is
+    /// cleared; returns the last plan that refused or changed anything, after which nothing must be left to do.
     pub(crate) fn settle(&mut self, desired: &Desired) -> Result<Plan, String> {
         for _ in 0..100 {
             let plan = self.plan(desired, true);
             self.carry_out(&plan, desired, true, usize::MAX)?;
-            if !plan.again {
-                let more = self.plan(desired, true).steps;
-                return if more.is_empty() { Ok(plan) } else { Err(format!("left to do: {:#?}", summary(&more))) };
+            if !plan.again && self.plan(desired, true).steps.is_empty() {
+                return Ok(plan);
             }
         }
         Err("does not come to rest".to_owned())
+    }
+
+    /// Puts verdicts into force, ahead of any plan. No look-up changes by that.
+    pub(crate) fn judge(&mut self, verdicts: &Verdicts) -> Result<(), String> {
+        self.kernel.begin_programs();
+        for step in self.installed.verdict_steps(verdicts) {
+            self.installed.check(&step, &self.capacity)?;
+            self.kernel.apply(&step);
+            self.installed.apply(&step);
+            self.kernel.check_programs()?;
+        }
+        match self.installed.verdict_steps(verdicts).as_slice() {
+            [] => Ok(()),
+            left => Err(format!("left to judge: {left:?}")),
+        }
     }
 
     /// The agent is killed and starts again from what the kernel holds.
@@ -142,6 +160,7 @@ pub(crate) fn compare(view: &Desired, desired: &Desired, except: &[(FrontendKey,
         same("name", &view.name, &desired.name)?;
         same("affinity", &view.affinity_seconds, &desired.affinity_seconds)?;
         same("exclusive", &view.exclusive, &desired.exclusive)?;
+        same("no abort", &view.no_abort, &desired.no_abort)?;
         same("tiers", &view.tiers.len(), &desired.tiers.len())?;
         for (view, desired) in view.tiers.iter().zip(&desired.tiers) {
             same("groups", &view.len(), &desired.len())?;

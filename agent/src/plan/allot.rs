@@ -13,7 +13,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
 };
-use tombolo_ebpf::abi::{self, FrontendKey, Group, MAX_CLUSTERS, MemberKey, Slot};
+use tombolo_ebpf::abi::{FrontendKey, Group, MAX_CLUSTERS, MemberKey, Slot};
 
 /// The part of slots, backends and members that new frontends leave free, so that full tables still take changes.
 const RESERVE: u32 = 16;
@@ -96,7 +96,7 @@ impl<'a> Allot<'a> {
             members: Vec::new(),
             new_members: Vec::new(),
             needs_name: self.installed.names().get(&id) != Some(&desired.name),
-            udp_addresses: Vec::new(),
+            addresses: Vec::new(),
         };
         if let Err(reason) = self.fill(&mut layout, desired) {
             self.give_back(&layout);
@@ -162,9 +162,7 @@ impl<'a> Allot<'a> {
             alias: backends[column.alias],
             pad: 0,
         };
-        if layout.service.key.proto == abi::UDP {
-            layout.udp_addresses.extend(members.iter().map(|member| member.addr));
-        }
+        layout.addresses.extend(members.iter().map(|member| member.addr));
         layout.slots.push((first, alias::table(&weights).into_iter().map(slot).collect()));
         Ok(first)
     }
@@ -182,14 +180,15 @@ impl<'a> Allot<'a> {
         Ok(index)
     }
 
+    /// The index of a backend that is installed already.
+    pub(super) fn find_backend(&self, proto: u8, member: &Member) -> Option<u32> {
+        let cluster = self.clusters.find(&member.cluster)?;
+        self.installed.find_backend(&target(proto, member, cluster))
+    }
+
     fn backend(&mut self, layout: &mut Layout, member: &Member) -> Result<u32, String> {
-        let target = Target {
-            addr: member.addr,
-            port: member.port,
-            proto: layout.service.key.proto,
-            path: path_of(member.path),
-            cluster: self.cluster(layout, &member.cluster)?,
-        };
+        let cluster = self.cluster(layout, &member.cluster)?;
+        let target = target(layout.service.key.proto, member, cluster);
         if let Some(index) = self.installed.find_backend(&target).or_else(|| self.new_backends.get(&target).copied()) {
             return Ok(index);
         }
@@ -243,6 +242,10 @@ impl<'a> Allot<'a> {
             }
         }
     }
+}
+
+fn target(proto: u8, member: &Member, cluster: u32) -> Target {
+    Target { addr: member.addr, port: member.port, proto, path: path_of(member.path), cluster }
 }
 
 fn fits(used: usize, capacity: u32) -> bool {

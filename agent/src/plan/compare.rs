@@ -65,7 +65,8 @@ pub(super) fn agrees(
 pub(super) fn flags(service: &DesiredService) -> u32 {
     let affinity = if service.affinity_seconds.is_some() { service_flag::AFFINITY } else { 0 };
     let exclusive = if service.exclusive { service_flag::EXCLUSIVE } else { 0 };
-    affinity | exclusive
+    let no_abort = if service.no_abort { service_flag::NO_ABORT } else { 0 };
+    affinity | exclusive | no_abort
 }
 
 /// The value of [`abi::path`](path).

@@ -7,21 +7,24 @@ use crate::{
     tables::{Installed, Step, to_ranges},
 };
 use std::collections::BTreeSet;
-use tombolo_ebpf::abi::{self, Config, FrontendKey, Ranges};
+use tombolo_ebpf::abi::{BackendKey, Config, FrontendKey, Ranges};
 
 /// What a plan asks of the prefixes.
-///
-/// Backends that leave with this plan stay covered until the next one narrows: answers of theirs that are under way
-/// must still be told from a stranger's.
 pub(super) struct Needs<'a> {
     installed: &'a Installed,
     layouts: &'a [Layout],
     dropped: &'a [FrontendKey],
+    cleared: &'a [u32],
 }
 
 impl<'a> Needs<'a> {
-    pub(super) fn of(installed: &'a Installed, layouts: &'a [Layout], dropped: &'a [FrontendKey]) -> Self {
-        Self { installed, layouts, dropped }
+    pub(super) fn of(
+        installed: &'a Installed,
+        layouts: &'a [Layout],
+        dropped: &'a [FrontendKey],
+        cleared: &'a [u32],
+    ) -> Self {
+        Self { installed, layouts, dropped, cleared }
     }
 
     /// The prefixes to switch to before any frontend is flipped, none if those in force will do.
@@ -37,7 +40,7 @@ impl<'a> Needs<'a> {
             return None;
         }
         let all_frontends = self.installed.frontends().keys().map(|key| key.addr).chain(new_frontends);
-        Some(to_ranges(cover(all_frontends), cover(self.installed.udp_backends().chain(self.new_backends()))))
+        Some(to_ranges(cover(all_frontends), cover(self.installed.backend_addresses().chain(self.new_backends()))))
     }
 
     /// The prefixes to switch to at the end from those in force then; none if nothing left that they were for.
@@ -45,9 +48,6 @@ impl<'a> Needs<'a> {
     /// Where something left there was a grace period, so the prefixes that are not in force are free to be written.
     pub(super) fn narrowing(&self, config: &Config) -> Option<Ranges> {
         let frontends_left = self.installed.config_suspect() || !self.dropped.is_empty();
-        let replaced = self.layouts.iter().map(|layout| &layout.service.key);
-        let replaced = replaced.filter(|key| self.installed.frontends().contains_key(key));
-        let backends_left = replaced.chain(self.dropped).any(|key| key.proto == abi::UDP);
         let [first, second] = &config.ranges;
         let active = if config.active == 0 { first } else { second };
         let mut narrow = *active;
@@ -58,8 +58,8 @@ impl<'a> Needs<'a> {
             let frontends = cover(stay.chain(new).map(|key| key.addr));
             (narrow.frontends4, narrow.frontends6) = (frontends.v4, frontends.v6);
         }
-        if backends_left {
-            let backends = cover(self.installed.udp_backends().chain(self.new_backends()));
+        if !self.cleared.is_empty() {
+            let backends = cover(self.backends_left().chain(self.new_backends()));
             (narrow.backends4, narrow.backends6) = (backends.v4, backends.v6);
         }
         (narrow != *active).then_some(narrow)
@@ -67,12 +67,21 @@ impl<'a> Needs<'a> {
 
     fn covers_installed(&self, frontends: &Cover, backends: &Cover) -> bool {
         self.installed.frontends().keys().all(|key| frontends.contains(key.addr))
-            && self.installed.udp_backends().all(|addr| backends.contains(addr))
+            && self.installed.backend_addresses().all(|addr| backends.contains(addr))
     }
 
-    /// The addresses behind UDP frontends that this plan writes.
+    /// The addresses behind frontends that this plan writes.
     fn new_backends(&self) -> impl Iterator<Item = [u8; 16]> {
-        self.layouts.iter().flat_map(|layout| &layout.udp_addresses).copied()
+        self.layouts.iter().flat_map(|layout| &layout.addresses).copied()
+    }
+
+    /// The addresses of the backends that this plan doesn't clear.
+    fn backends_left(&self) -> impl Iterator<Item = [u8; 16]> {
+        let stays = |index: u32| self.cleared.binary_search(&index).is_err();
+        let any_stays = move |key: &BackendKey| self.installed.holders(key).any(stays);
+        let led = self.installed.backend_of().iter();
+        let led = led.filter(move |(key, index)| stays(**index) || any_stays(key)).map(|(key, _)| key);
+        led.chain(self.installed.astray().iter().filter(move |key| any_stays(key))).map(|key| key.addr)
     }
 }
 

@@ -21,8 +21,8 @@ pub(super) struct Layout {
     /// Those that are not installed yet.
     pub(super) new_members: Vec<MemberKey>,
     pub(super) needs_name: bool,
-    /// The addresses behind a UDP frontend, which the prefixes for backends have to cover.
-    pub(super) udp_addresses: Vec<[u8; 16]>,
+    /// The addresses of its backends, which the prefixes for backends have to cover.
+    pub(super) addresses: Vec<[u8; 16]>,
 }
 
 /// The entry of a service without its groups.

@@ -98,7 +98,7 @@ fn sum_of(share: &Share<'_>) -> u128 {
     share.members.iter().map(|member| u128::from(member.weight)).sum()
 }
 
-fn to_member(candidate: &Candidate<'_>, weight: u32) -> Member {
+pub(super) fn to_member(candidate: &Candidate<'_>, weight: u32) -> Member {
     let Candidate { addr, port, path, cluster, .. } = *candidate;
     Member { addr, port, path, cluster: cluster.clone(), weight }
 }

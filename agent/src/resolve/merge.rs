@@ -1,10 +1,12 @@
 //! The endpoints of one service port: what all its slices say, brought together by address.
 
 use super::mapped;
-use crate::model::{ClusterName, Endpoint, Model, Path, Place, Service, ServiceKind, ServicePort, ServiceRef, Slice};
+use crate::model::{
+    ClusterName, Endpoint, Model, Path, PeerState, Place, Service, ServiceKind, ServicePort, ServiceRef, Slice,
+};
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
 };
 
 /// What an endpoint can be used for, the best first.
@@ -18,6 +20,9 @@ pub(super) enum Use {
     Fallback,
     /// From a cluster whose API has not been heard for long.
     Stale,
+    /// From a cluster whose API is lost, and not ready by the last word, or over a path that is down: a try, where all
+    /// else is missing.
+    Lost,
     /// Not at all; but it is known.
     No,
 }
@@ -38,6 +43,14 @@ pub(super) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// Puts it last if the path to it is down: a try, where all else is missing.
+    pub(super) fn heed(&mut self, paths_out: &BTreeSet<(ClusterName, Path)>) {
+        let is_out = || paths_out.iter().any(|(cluster, path)| cluster == self.cluster && *path == self.path);
+        if self.usable < Use::Lost && is_out() {
+            self.usable = Use::Lost;
+        }
+    }
+
     pub(super) fn is_ipv4(&self) -> bool {
         self.addr[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
     }
@@ -140,14 +153,17 @@ impl<'a> Offer<'a> {
     }
 }
 
+/// That a peer's API is lost says nothing of its pods: what is ready stays so, and whether they answer is for health to
+/// find out. Only what the mirror found silent as well comes last.
 fn usable(slice: &Slice, endpoint: &Endpoint) -> Use {
     let serves = endpoint.ready || endpoint.serving;
-    match (slice.stale, slice.fallback) {
-        (true, true) => Use::Stale,
-        (true, false) if serves => Use::Stale,
-        (false, true) => Use::Fallback,
-        (false, false) if endpoint.ready => Use::Ready,
-        (false, false) if endpoint.serving && endpoint.terminating => Use::Terminating,
+    match slice.peer {
+        PeerState::Stale if slice.fallback || serves => Use::Stale,
+        PeerState::Stale => Use::No,
+        _ if slice.fallback => Use::Fallback,
+        _ if endpoint.ready => Use::Ready,
+        _ if endpoint.serving && endpoint.terminating => Use::Terminating,
+        PeerState::Lost if !endpoint.terminating => Use::Lost,
         _ => Use::No,
     }
 }

@@ -1,19 +1,23 @@
 //! Which endpoints come first: a service's traffic policy as tiers of shares.
 
 use super::{
+    limits::to_member,
     merge::{Candidate, Use},
     note,
     share::{self, Share, by_cluster, weight_of},
 };
-use crate::model::{ClusterName, Order, Path, Place, Traffic};
+use crate::{
+    model::{ClusterName, Order, Path, Place, Traffic},
+    tables::Member,
+};
 use std::collections::BTreeSet;
 
 /// Groups that are drawn from alike; the next tier is for when all of them are out.
 pub(super) type Tier<'a> = Vec<Share<'a>>;
 
 /// Arranges what is usable: first the ready ones by policy, then gateways of clusters that are reached without, then
-/// clusters of weight 0, fallbacks, and last what may be out of date. Endpoints that are about to go come in only if
-/// none is ready. No tier and no share is empty.
+/// clusters of weight 0, fallbacks, what may be out of date, and last what was found silent. Endpoints that are about to
+/// go come in only if none is ready. No tier and no share is empty.
 pub(super) fn arrange<'a>(
     endpoints: Vec<Candidate<'a>>,
     traffic: &Traffic,
@@ -51,8 +55,17 @@ pub(super) fn arrange<'a>(
     }
     tiers.push(by_cluster(of(Use::Fallback), place));
     tiers.push(by_cluster(of(Use::Stale), place));
+    tiers.push(by_cluster(of(Use::Lost), place));
     tiers.retain(|tier| !tier.is_empty());
     tiers
+}
+
+/// Endpoints that are about to go and are in no tier: what they have they keep.
+pub(super) fn draining(endpoints: &[Candidate<'_>]) -> Vec<Member> {
+    let has_ready = endpoints.iter().any(|endpoint| endpoint.usable == Use::Ready);
+    let is_unused = |usable: Use| usable == Use::No || usable == Use::Terminating && has_ready;
+    let draining = endpoints.iter().filter(|endpoint| endpoint.leaving && is_unused(endpoint.usable));
+    draining.map(|endpoint| to_member(endpoint, endpoint.weight)).collect()
 }
 
 /// What counts as the own cluster's capacity: its pods, ready or not, but not those that are being taken away.
@@ -60,7 +73,7 @@ fn is_known_local(endpoint: &Candidate<'_>, place: &Place) -> bool {
     let counts = match endpoint.usable {
         Use::Ready => true,
         Use::No => !endpoint.leaving,
-        Use::Terminating | Use::Fallback | Use::Stale => false,
+        Use::Terminating | Use::Fallback | Use::Stale | Use::Lost => false,
     };
     counts && endpoint.cluster == &place.cluster
 }

@@ -2,7 +2,7 @@
 
 use super::{Problem, manifests::ManifestSource, objects::Options};
 use crate::model::{
-    ClusterName, Model, ObjectName, Order, Path, Pod, Protocol, Service, ServiceKind, ServiceRef, Slice,
+    ClusterName, Model, ObjectName, Order, Path, PeerState, Pod, Protocol, Service, ServiceKind, ServiceRef, Slice,
 };
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
@@ -69,7 +69,7 @@ fn a_fallback_belongs_to_its_service_whatever_else_its_labels_say() {
     let model = load(&["west-gateway.yaml", "west-flat.yaml"]);
     let fallback = slice(&model, "mc-demo/api-east-fallback");
     assert_eq!(fallback.owner, named("mc-demo/api-east"));
-    assert!(fallback.fallback && fallback.stale);
+    assert!(fallback.fallback && fallback.peer == PeerState::Stale);
     assert_eq!(fallback.path, Path::Gateway);
     assert!(!fallback.endpoints[0].ready && !fallback.endpoints[0].serving);
 }

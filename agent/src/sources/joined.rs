@@ -85,7 +85,7 @@ fn can_join(name: &ServiceRef) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClusterName, Model, Path, Traffic};
+    use crate::model::{ClusterName, Model, Path, PeerState, Traffic};
     use proptest::prelude::*;
 
     #[test]
@@ -151,6 +151,7 @@ mod tests {
             federated,
             opted_out: false,
             exclusive: false,
+            abort: true,
             local_member: None,
             traffic: Traffic::default(),
             problems: Vec::new(),
@@ -166,7 +167,8 @@ mod tests {
             built_in: false,
             path: Path::Pod,
             fallback: false,
-            stale: false,
+            peer: PeerState::Fresh,
+            problems: Vec::new(),
             weight: 1,
             ports: Vec::new(),
             endpoints: Vec::new(),

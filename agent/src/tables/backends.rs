@@ -1,7 +1,7 @@
 //! The backends in the kernel: dense, since a plan compares every slot's backend, and found by what they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use tombolo_ebpf::abi::{self, Backend};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+use tombolo_ebpf::abi::{self, Backend, BackendKey};
 
 /// What makes a backend the one it is; its index, generation and verdict can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +32,17 @@ impl Target {
     }
 }
 
+/// What leads to `backend` in [`abi::map::BACKEND_OF`].
+pub(crate) fn key_of(backend: &Backend) -> BackendKey {
+    BackendKey { addr: backend.addr, port: backend.port, proto: backend.proto, pad: 0 }
+}
+
 /// The entries of `BACKENDS`, with what names them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Backends {
     entries: Vec<Option<Entry>>,
-    /// The smallest index of each; looked up only, never iterated.
-    index: HashMap<Target, u32>,
+    /// Who has each address; looked up only, never iterated.
+    holders: HashMap<BackendKey, Holders>,
     /// Entries that no slot of a service that a frontend names mentions.
     unnamed: BTreeSet<u32>,
 }
@@ -51,13 +56,30 @@ struct Entry {
     held: u32,
 }
 
+/// The backends with one address, as indexes in order: one, unless services differ about its path or its cluster.
+#[derive(Clone, Debug)]
+struct Holders {
+    first: u32,
+    others: Vec<u32>,
+}
+
 impl Backends {
     pub(crate) fn get(&self, index: u32) -> Option<&Backend> {
         self.entry(index).map(|entry| &entry.backend)
     }
 
+    /// The smallest index of such a backend.
     pub(crate) fn find(&self, target: &Target) -> Option<u32> {
-        self.index.get(target).copied()
+        let key = BackendKey { addr: target.addr, port: target.port, proto: target.proto, pad: 0 };
+        self.holders(&key).find(|index| self.get(*index).is_some_and(|backend| Target::of(backend) == *target))
+    }
+
+    /// The backends with this address, by index.
+    pub(crate) fn holders(&self, key: &BackendKey) -> impl Iterator<Item = u32> + use<'_> {
+        let holders = self.holders.get(key);
+        let (first, others) =
+            (holders.map(|holders| holders.first), holders.map_or(&[][..], |holders| &holders.others));
+        first.into_iter().chain(others.iter().copied())
     }
 
     pub(crate) fn named(&self, index: u32) -> u32 {
@@ -91,8 +113,10 @@ impl Backends {
         if let Some(old) = old {
             self.forget(index, &old.backend);
         }
-        let first = self.index.entry(Target::of(&backend)).or_insert(index);
-        *first = index.min(*first);
+        match self.holders.entry(key_of(&backend)) {
+            hash_map::Entry::Vacant(vacant) => _ = vacant.insert(Holders { first: index, others: Vec::new() }),
+            hash_map::Entry::Occupied(mut holders) => holders.get_mut().add(index),
+        }
         old.map(|old| old.backend)
     }
 
@@ -148,12 +172,38 @@ impl Backends {
         }
     }
 
-    /// Takes `index` out of the index by target. A second entry of the same target, which no plan makes, stays unfound.
+    /// Takes `index` out of the holders of its address.
     fn forget(&mut self, index: u32, backend: &Backend) {
-        let target = Target::of(backend);
-        if self.index.get(&target) == Some(&index) {
-            self.index.remove(&target);
+        let key = key_of(backend);
+        let is_last = self.holders.get_mut(&key).is_some_and(|holders| !holders.remove(index));
+        if is_last {
+            self.holders.remove(&key);
         }
+    }
+}
+
+impl Holders {
+    fn add(&mut self, index: u32) {
+        let later = index.max(self.first);
+        self.first = index.min(self.first);
+        if later != self.first
+            && let Err(at) = self.others.binary_search(&later)
+        {
+            self.others.insert(at, later);
+        }
+    }
+
+    /// Whether one is left.
+    fn remove(&mut self, index: u32) -> bool {
+        if let Ok(at) = self.others.binary_search(&index) {
+            self.others.remove(at);
+        } else if index == self.first {
+            if self.others.is_empty() {
+                return false;
+            }
+            self.first = self.others.remove(0);
+        }
+        true
     }
 }
 

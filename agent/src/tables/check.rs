@@ -1,8 +1,14 @@
 //! What makes a single write safe: the rules of the kernel tables, as tests hold every step of every plan against them.
 
-use super::{Capacity, Installed, Step, Target, backends::mentioned, groups, installed::distinct_ranges, tiers};
+use super::{
+    Capacity, Installed, Step, Target,
+    backends::{key_of, mentioned},
+    groups,
+    installed::distinct_ranges,
+    tiers,
+};
 use crate::prefixes::Cover;
-use tombolo_ebpf::abi::{self, FrontendKey, MAX_CLUSTERS, MemberKey, Ranges};
+use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MAX_CLUSTERS, MemberKey, Ranges, verdict};
 
 impl Installed {
     /// Says why `step` must not be done now: it would change what a program can still reach, name what isn't there, leave
@@ -15,6 +21,7 @@ impl Installed {
         match *step {
             Step::PutCluster(index, cluster) => self.check_put_cluster(index, &cluster),
             Step::PutBackend(index, backend) => self.check_put_backend(index, &backend, capacity),
+            Step::PutBackendOf(key, index) => self.check_put_backend_of(key, index, capacity),
             Step::PutSlots(first, ref slots) => self.check_put_slots(first, slots, capacity),
             Step::PutService(index, service) => self.check_put_service(index, &service, capacity),
             Step::PutName(id, _) => rule(id < capacity.services, "the id is beyond NAMES"),
@@ -34,6 +41,7 @@ impl Installed {
                 rule(self.names.contains_key(&id), "the name is not there")?;
                 rule(!self.ids.contains_key(&id), "the service still exists")
             }
+            Step::DropBackendOf(key) => self.check_drop_backend_of(key),
             Step::DropBackend(index) => self.check_drop_backend(index),
             Step::DropCluster(index) => {
                 rule(self.clusters.contains_key(&index), "the cluster is not there")?;
@@ -61,7 +69,18 @@ impl Installed {
         rule(backend.generation != 0, "generation 0 means free")?;
         rule(self.clusters.contains_key(&backend.cluster), "the backend's cluster is free")?;
         let same = |old: &abi::Backend| old.generation == backend.generation && Target::of(old) == Target::of(backend);
-        rule(self.backends.get(index).is_none_or(same), "the index is another backend's")
+        rule(self.backends.get(index).is_none_or(same), "the index is another backend's")?;
+        rule(
+            backend.verdict != verdict::DRAINING || self.backends.named(index) == 0,
+            "a slot names the draining backend",
+        )
+    }
+
+    fn check_put_backend_of(&self, key: BackendKey, index: u32, capacity: &Capacity) -> Result<(), String> {
+        let is_new = !self.backend_of.contains_key(&key);
+        rule(!is_new || fits(self.backend_of.len(), capacity.backends), "BACKEND_OF is full")?;
+        rule(key.pad == 0, "padding is not zero")?;
+        rule(self.backends.get(index).is_some_and(|backend| key_of(backend) == key), "the address is another's")
     }
 
     fn check_put_slots(&self, first: u32, slots: &[abi::Slot], capacity: &Capacity) -> Result<(), String> {
@@ -70,7 +89,9 @@ impl Installed {
         rule(first < end, "no slots")?;
         let overlaps = |group: &abi::Group| group.first_slot < end && first < group.first_slot + group.slots;
         rule(!self.services.values().flat_map(groups).any(overlaps), "a service still names these slots")?;
-        rule(mentioned(slots).all(|index| self.backends.get(index).is_some()), "a slot names a free backend")
+        rule(mentioned(slots).all(|index| self.backends.get(index).is_some()), "a slot names a free backend")?;
+        let is_found = |index| self.backends.get(index).is_some_and(|backend| !self.astray.contains(&key_of(backend)));
+        rule(mentioned(slots).all(is_found), "a slot names a backend that its address doesn't lead to")
     }
 
     fn check_put_service(&self, index: u32, service: &abi::Service, capacity: &Capacity) -> Result<(), String> {
@@ -114,16 +135,19 @@ impl Installed {
         rule(!rewritten || !self.config_in_use(), "programs may still be reading the other prefixes")?;
         let ranges = &new.ranges[usize::from(new.active != 0)];
         let mut services = self.frontends.keys().filter_map(|key| self.service(key));
-        rule(services.all(|service| self.covers(ranges, service)), "the prefixes leave a frontend or a backend out")
+        rule(services.all(|service| self.covers(ranges, service)), "the prefixes leave a frontend or a backend out")?;
+        let before = backends_in(self.ranges());
+        let mut covered = self.backends.iter().filter(|(_, backend)| before.contains(backend.addr));
+        let all = covered.all(|(_, backend)| backends_in(ranges).contains(backend.addr));
+        rule(all, "the prefixes leave a backend out that may still have connections")
     }
 
     fn covers(&self, ranges: &Ranges, service: &abi::Service) -> bool {
         let frontends = Cover { v4: ranges.frontends4, v6: ranges.frontends6 };
-        let backends = Cover { v4: ranges.backends4, v6: ranges.backends6 };
+        let backends = backends_in(ranges);
         let mut slots = groups(service).iter().flat_map(|group| self.slots(group));
         let covered = |index| self.backends.get(index).is_some_and(|backend| backends.contains(backend.addr));
-        frontends.contains(service.key.addr)
-            && (service.key.proto != abi::UDP || slots.all(|slot| covered(slot.backend)))
+        frontends.contains(service.key.addr) && slots.all(|slot| covered(slot.backend))
     }
 
     fn check_put_frontend(&self, key: FrontendKey, index: u32, capacity: &Capacity) -> Result<(), String> {
@@ -134,6 +158,9 @@ impl Installed {
         rule(self.names.contains_key(&service.id), "the service has no name")?;
         let mut missing = self.members_of(service).filter(|member| !self.members.contains(member));
         rule(missing.next().is_none(), "a member is missing")?;
+        let mut slots = distinct_ranges(service).flat_map(|group| mentioned(self.slots(group)));
+        let is_draining = |index| self.backends.get(index).is_some_and(|b| b.verdict == verdict::DRAINING);
+        rule(!slots.any(is_draining), "a backend is draining")?;
         rule(self.covers(self.ranges(), service), "the active prefixes leave the frontend or a backend out")
     }
 
@@ -147,8 +174,20 @@ impl Installed {
     fn check_drop_backend(&self, index: u32) -> Result<(), String> {
         rule(self.backends.get(index).is_some(), "the backend is not there")?;
         rule(self.backends.held(index) == 0, "a slot that programs may read names the backend")?;
-        rule(!self.members.iter().any(|member| member.backend == index), "it is still somebody's member")
+        rule(!self.members.iter().any(|member| member.backend == index), "it is still somebody's member")?;
+        rule(!self.backend_of.values().any(|&found| found == index), "its address still leads to it")?;
+        rule(!self.parted.contains(&index), "a program may still know it by its address")?;
+        rule(!self.busy.contains(&index), "it has open connections")
     }
+
+    fn check_drop_backend_of(&self, key: BackendKey) -> Result<(), String> {
+        rule(self.backend_of.contains_key(&key), "the address is not there")?;
+        rule(self.holders(&key).all(|index| self.is_idle(index)), "a backend that is in use has the address")
+    }
+}
+
+fn backends_in(ranges: &Ranges) -> Cover {
+    Cover { v4: ranges.backends4, v6: ranges.backends6 }
 }
 
 fn fits(used: usize, capacity: u32) -> bool {

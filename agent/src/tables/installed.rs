@@ -1,9 +1,9 @@
 //! What the kernel's maps hold, with the indexes that make planning cheap.
 
-use super::{Backends, Free, Maps, Step, groups};
+use super::{Backends, Free, Maps, Step, backends::key_of, groups};
 use crate::{model::ObjectName, prefixes::Cover};
 use std::collections::{BTreeMap, BTreeSet};
-use tombolo_ebpf::abi::{self, FrontendKey, MemberKey, Ranges, service_flag};
+use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MemberKey, Ranges, service_flag, verdict};
 
 /// The maps' contents as user space knows them: read back once with [`from_maps`](Self::from_maps), then kept up with
 /// [`apply`](Self::apply), one call after each write that succeeded.
@@ -18,6 +18,7 @@ pub struct Installed {
     /// The ranges of these entries' groups, and those that no entry names yet.
     pub(super) slots: BTreeMap<u32, Vec<abi::Slot>>,
     pub(super) backends: Backends,
+    pub(super) backend_of: BTreeMap<BackendKey, u32>,
     pub(super) members: BTreeSet<MemberKey>,
     pub(super) clusters: BTreeMap<u32, abi::Cluster>,
     pub(super) names: BTreeMap<u32, ObjectName>,
@@ -27,6 +28,14 @@ pub struct Installed {
     pub(super) unnamed: BTreeSet<u32>,
     /// Ranges in `slots` that no entry held names.
     pub(super) loose: BTreeSet<u32>,
+    /// Addresses that lead to no backend of theirs, or to none although there is one.
+    pub(super) astray: BTreeSet<BackendKey>,
+    /// Backends whose address was made to lead elsewhere since the last grace period: programs may still know them by it.
+    pub(super) parted: BTreeSet<u32>,
+    /// Backends that are not to be cleared although no slot names them: they have open connections.
+    pub(super) busy: BTreeSet<u32>,
+    /// Backends that are dead.
+    pub(super) dead: BTreeSet<u32>,
     /// Members of no service that is named, or no longer of theirs.
     pub(super) stale_members: BTreeSet<MemberKey>,
     /// Service ids → the entry named that has it.
@@ -58,6 +67,11 @@ impl Default for Installed {
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
             backends: Backends::default(),
+            backend_of: BTreeMap::new(),
+            astray: BTreeSet::new(),
+            parted: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            dead: BTreeSet::new(),
             members: BTreeSet::new(),
             clusters: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -95,6 +109,10 @@ impl Installed {
         for (index, backend) in maps.backends {
             installed.put_backend(index, backend);
         }
+        for (key, index) in maps.backend_of {
+            installed.put_backend_of(key, index);
+        }
+        installed.parted.clear();
         for (first, slots) in maps.slots {
             installed.put_slots(first, slots);
         }
@@ -137,12 +155,19 @@ impl Installed {
             slots,
             services,
             backends: self.backends.to_map(),
+            backend_of: self.backend_of.clone(),
             members: self.members.clone(),
             clusters: self.clusters.clone(),
             names: self.names.clone(),
             pods: self.pods.clone(),
             config: self.config,
         }
+    }
+
+    /// Says which backends have open connections: no plan clears them or gives their indexes to others. All others are
+    /// idle.
+    pub fn set_busy(&mut self, busy: BTreeSet<u32>) {
+        self.busy = busy;
     }
 
     /// Does what `step` does to the kernel's maps. Takes any step; [`check`](Self::check) says whether it is a safe one.
@@ -152,6 +177,7 @@ impl Installed {
                 self.clusters.insert(index, cluster);
             }
             Step::PutBackend(index, backend) => self.put_backend(index, backend),
+            Step::PutBackendOf(key, index) => self.put_backend_of(key, index),
             Step::PutSlots(first, ref slots) => self.put_slots(first, slots.clone()),
             Step::PutService(index, service) => self.put_service(index, service),
             Step::PutName(id, ref name) => {
@@ -181,6 +207,10 @@ impl Installed {
                 self.names.remove(&id);
                 self.settle_id(id);
             }
+            Step::DropBackendOf(key) => {
+                self.parted.extend(self.backend_of.remove(&key));
+                self.settle_address(key);
+            }
             Step::DropBackend(index) => self.drop_backend(index),
             Step::DropCluster(index) => {
                 self.clusters.remove(&index);
@@ -193,8 +223,15 @@ impl Installed {
         let old = self.backends.put(index, backend);
         self.free_backends.take(index, 1);
         self.use_cluster(backend.cluster);
+        if backend.verdict == verdict::DEAD {
+            self.dead.insert(index);
+        } else {
+            self.dead.remove(&index);
+        }
+        self.settle_address(key_of(&backend));
         if let Some(old) = old {
             self.leave_cluster(old.cluster);
+            self.settle_address(key_of(&old));
         }
     }
 
@@ -202,6 +239,27 @@ impl Installed {
         if let Some(old) = self.backends.drop(index) {
             self.leave_cluster(old.cluster);
             self.free_backends.give(index, 1);
+            self.busy.remove(&index);
+            self.dead.remove(&index);
+            self.settle_address(key_of(&old));
+        }
+    }
+
+    fn put_backend_of(&mut self, key: BackendKey, index: u32) {
+        let old = self.backend_of.insert(key, index);
+        self.parted.extend(old.filter(|&old| old != index));
+        self.settle_address(key);
+    }
+
+    fn settle_address(&mut self, key: BackendKey) {
+        let is_right = match self.backend_of.get(&key) {
+            Some(&index) => self.backends.get(index).is_some_and(|backend| key_of(backend) == key),
+            None => self.backends.holders(&key).next().is_none(),
+        };
+        if is_right {
+            self.astray.remove(&key);
+        } else {
+            self.astray.insert(key);
         }
     }
 
@@ -330,6 +388,7 @@ impl Installed {
     /// A grace period is over: whatever is neither named nor about to be is free.
     fn settle(&mut self) {
         self.config_in_use = false;
+        self.parted.clear();
         for index in std::mem::take(&mut self.unnamed) {
             self.release(index);
         }
@@ -337,9 +396,8 @@ impl Installed {
             self.slots.remove(&first);
         }
         if std::mem::take(&mut self.entangled) {
-            let last_stamp = self.last_stamp;
-            *self = Self::from_maps(self.to_maps());
-            self.last_stamp = last_stamp;
+            let (last_stamp, busy) = (self.last_stamp, std::mem::take(&mut self.busy));
+            *self = Self { last_stamp, busy, ..Self::from_maps(self.to_maps()) };
         }
     }
 

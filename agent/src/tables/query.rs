@@ -6,7 +6,7 @@ use crate::{
     prefixes::{Cover, cover},
 };
 use std::collections::{BTreeMap, BTreeSet};
-use tombolo_ebpf::abi::{self, FrontendKey, MemberKey, Ranges};
+use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MemberKey, Ranges};
 
 impl Installed {
     /// The frontends, with the index of the entry each leads to.
@@ -42,6 +42,21 @@ impl Installed {
     /// The index of a backend.
     pub fn find_backend(&self, target: &Target) -> Option<u32> {
         self.backends.find(target)
+    }
+
+    /// `BACKEND_OF`.
+    pub fn backend_of(&self) -> &BTreeMap<BackendKey, u32> {
+        &self.backend_of
+    }
+
+    /// The backends that no slot of an entry named mentions, by index: about to be used, draining, or about to be cleared.
+    pub fn unnamed_backends(&self) -> &BTreeSet<u32> {
+        self.backends.unnamed()
+    }
+
+    /// The backends that are dead, by index.
+    pub fn dead(&self) -> &BTreeSet<u32> {
+        &self.dead
     }
 
     /// All entries of `CLUSTERS` in use.
@@ -101,13 +116,24 @@ impl Installed {
         self.names.keys().copied().filter(|id| !self.ids.contains_key(id))
     }
 
-    pub(crate) fn unnamed_backends(&self) -> &BTreeSet<u32> {
-        self.backends.unnamed()
-    }
-
     /// How many times slots of entries named mention a backend.
     pub(crate) fn backend_users(&self, index: u32) -> u32 {
         self.backends.named(index)
+    }
+
+    /// Whether no slot mentions a backend that a program may still read, and it has no open connection.
+    pub(crate) fn is_idle(&self, index: u32) -> bool {
+        self.backends.held(index) == 0 && !self.busy.contains(&index)
+    }
+
+    /// The backends with this address, by index.
+    pub(crate) fn holders(&self, key: &BackendKey) -> impl Iterator<Item = u32> + use<'_> {
+        self.backends.holders(key)
+    }
+
+    /// Addresses that lead to no backend of theirs, or to none although there is one.
+    pub(crate) fn astray(&self) -> &BTreeSet<BackendKey> {
+        &self.astray
     }
 
     /// How many backends and groups of entries named have a cluster's index.
@@ -154,11 +180,9 @@ impl Installed {
         &self.free_ids
     }
 
-    /// The addresses behind UDP frontends; some more than once.
-    pub(crate) fn udp_backends(&self) -> impl Iterator<Item = [u8; 16]> {
-        let udp = self.frontends.keys().filter(|key| key.proto == abi::UDP);
-        let slots = udp.filter_map(|key| self.service(key)).flat_map(groups).flat_map(|group| self.slots(group));
-        slots.filter_map(|slot| self.backend(slot.backend)).map(|backend| backend.addr)
+    /// The addresses of backends, nearly in order; some more than once.
+    pub(crate) fn backend_addresses(&self) -> impl Iterator<Item = [u8; 16]> {
+        self.backend_of.keys().chain(&self.astray).map(|key| key.addr)
     }
 
     /// Whether the prefixes in force leave something out or cover frontends that are not there.
@@ -167,6 +191,6 @@ impl Installed {
         let frontends = cover(self.frontends.keys().map(|key| key.addr));
         let backends = Cover { v4: ranges.backends4, v6: ranges.backends6 };
         frontends != Cover { v4: ranges.frontends4, v6: ranges.frontends6 }
-            || !self.udp_backends().all(|addr| backends.contains(addr))
+            || !self.backend_addresses().all(|addr| backends.contains(addr))
     }
 }

@@ -5,7 +5,14 @@ use tombolo_ebpf::abi::{Cluster, ServiceName, verdict};
 
 /// The entry of a cluster that takes connections; none if the name is empty or has no room.
 pub fn cluster_entry(name: &ClusterName) -> Option<Cluster> {
-    let mut entry = Cluster { verdict: verdict::OK, pad: [0; 7], name: [0; 64] };
+    let mut entry = Cluster {
+        verdict: verdict::OK,
+        keepalive_idle: 0,
+        keepalive_interval: 0,
+        keepalive_count: 0,
+        syn_timeout: 0,
+        name: [0; 64],
+    };
     let room = entry.name.get_mut(..name.0.len()).filter(|room| !room.is_empty())?;
     room.copy_from_slice(name.0.as_bytes());
     Some(entry)

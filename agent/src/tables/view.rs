@@ -12,7 +12,8 @@ impl Installed {
     /// Says what is installed in the words of what is desired.
     ///
     /// A group's members have weight 1 if they are equal; otherwise a member's weight is its share of the group in units
-    /// of 2⁻³², because the tables keep no more than that of the weights they were made from.
+    /// of 2⁻³², because the tables keep no more than that of the weights they were made from. Which services a draining
+    /// backend is of isn't kept at all.
     pub fn view(&self) -> Desired {
         let frontends = self.frontends().keys();
         Desired {
@@ -29,6 +30,8 @@ impl Installed {
             name: self.names().get(&service.id).cloned().unwrap_or_else(nameless),
             affinity_seconds: has(service_flag::AFFINITY).then_some(service.affinity_seconds),
             exclusive: has(service_flag::EXCLUSIVE),
+            no_abort: has(service_flag::NO_ABORT),
+            draining: Vec::new(),
             tiers: tiers(service).map(|tier| self.view_tier(tier)).collect(),
         }
     }

@@ -42,12 +42,14 @@ pub(super) const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
 pub(super) const FALLBACK_FOR: &str = "tombolo.io/fallback-for";
 /// On slices: `gateway` or `pod`.
 pub(super) const PATH: &str = "tombolo.io/path";
-/// On slices: `stale` while their cluster's API has not been heard for long.
+/// On slices: `fresh`, `lost` while their cluster's API is not heard, `stale` once it has not been for long.
 pub(super) const PEER_STATE: &str = "tombolo.io/peer-state";
 /// Annotation of slices: how many pods one endpoint stands for.
 pub(super) const WEIGHT: &str = "tombolo.io/weight";
 /// Annotation of Services and pods: `true` to be left alone.
 pub(super) const OPT_OUT: &str = "tombolo.io/opt-out";
+/// Annotation of Services: `false` to leave connections to what is known dead alone.
+pub(super) const ABORT: &str = "tombolo.io/abort";
 /// Annotation of Services: which endpoints come first.
 pub(super) const TRAFFIC: &str = "tombolo.io/traffic";
 /// Annotation of Services: clusters in their order.

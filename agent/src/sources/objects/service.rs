@@ -137,14 +137,7 @@ pub fn service_import(object: &ServiceImport, options: &Options) -> Result<(Serv
 impl Common<'_> {
     fn service(self, options: &Options) -> Result<Service, ObjectError> {
         let mut problems = Vec::new();
-        let mut opted_out = match annotation(self.meta, names::OPT_OUT) {
-            Some("true") => true,
-            None | Some("false") => false,
-            Some(other) => {
-                problems.push(format!("annotation {}: {other:?} is neither true nor false", names::OPT_OUT));
-                false
-            }
-        };
+        let mut opted_out = switch(self.meta, names::OPT_OUT, false, &mut problems);
         if self.internal_traffic_policy == Some("Local") {
             // Only this node's endpoints may be used, and none is no reason to go elsewhere: kube-proxy does that.
             opted_out = true;
@@ -159,10 +152,24 @@ impl Common<'_> {
             federated: self.federated,
             opted_out,
             exclusive: self.exclusive,
+            abort: switch(self.meta, names::ABORT, true, &mut problems),
             local_member: None,
             traffic: traffic(self.meta, self.traffic_distribution, &options.cluster, &mut problems),
             problems,
         })
+    }
+}
+
+/// An annotation that is true or false; what isn't is reported, and the default holds.
+fn switch(meta: &ObjectMeta, name: &str, default: bool, problems: &mut Vec<String>) -> bool {
+    match annotation(meta, name) {
+        None => default,
+        Some("true") => true,
+        Some("false") => false,
+        Some(other) => {
+            problems.push(format!("annotation {name}: {other:?} is neither true nor false"));
+            default
+        }
     }
 }
 
@@ -320,6 +327,17 @@ mod tests {
             object["metadata"]["annotations"]["tombolo.io/opt-out"] = json!(value);
             let service = convert(object).unwrap();
             assert_eq!((service.opted_out, service.problems.len()), (opted_out, problems), "{value}");
+        }
+    }
+
+    #[test]
+    fn connections_are_aborted_unless_the_owner_says_otherwise() {
+        assert!(convert(example()).unwrap().abort);
+        for (value, abort, problems) in [("true", true, 0), ("false", false, 0), ("never", true, 1)] {
+            let mut object = example();
+            object["metadata"]["annotations"]["tombolo.io/abort"] = json!(value);
+            let service = convert(object).unwrap();
+            assert_eq!((service.abort, service.problems.len()), (abort, problems), "{value}");
         }
     }
 

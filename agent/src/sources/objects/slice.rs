@@ -1,7 +1,7 @@
 //! EndpointSlices.
 
 use super::{Field, ObjectError, Seen, address, annotation, cluster_name, label, names, object_name, port, protocol};
-use crate::model::{ClusterName, Endpoint, ObjectName, Path, ServiceKind, ServicePort, ServiceRef, Slice};
+use crate::model::{ClusterName, Endpoint, ObjectName, Path, PeerState, ServiceKind, ServicePort, ServiceRef, Slice};
 use k8s_openapi::{api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use tracing::debug;
 
@@ -39,16 +39,18 @@ pub fn slice(object: &discovery::EndpointSlice) -> Result<Seen<(ObjectName, Slic
     }
     let source_cluster = source_cluster(meta, managed_by)?;
     let built_in = [names::SLICE_CONTROLLER, names::SLICE_MIRRORING_CONTROLLER].contains(&managed_by);
+    let mut problems = Vec::new();
     let slice = Slice {
         owner: owner.service,
         built_in: built_in && source_cluster.is_none(),
         source_cluster,
         path: path(meta)?,
         fallback: owner.fallback,
-        stale: label(meta, names::PEER_STATE) == Some("stale"),
+        peer: peer_state(meta, &name, &mut problems),
         weight: weight(meta)?,
         ports: ports(&name, object.ports.as_deref().unwrap_or_default())?,
         endpoints: endpoints(&object.endpoints, want_ipv4)?,
+        problems,
     };
     Ok(Seen::Taken((name, slice)))
 }
@@ -99,6 +101,20 @@ fn path(meta: &ObjectMeta) -> Result<Path, ObjectError> {
         None | Some("pod") => Ok(Path::Pod),
         Some("gateway") => Ok(Path::Gateway),
         Some(other) => Err(Field::label(names::PATH).wrong(format!("{other:?} is none of pod, gateway"))),
+    }
+}
+
+/// A word that isn't known takes nothing away: it may be that of a mirror newer than this agent.
+fn peer_state(meta: &ObjectMeta, slice: &ObjectName, problems: &mut Vec<String>) -> PeerState {
+    match label(meta, names::PEER_STATE) {
+        None | Some("fresh") => PeerState::Fresh,
+        Some("lost") => PeerState::Lost,
+        Some("stale") => PeerState::Stale,
+        Some(other) => {
+            let label = names::PEER_STATE;
+            problems.push(format!("slice {slice}: label {label}: {other:?} is none of fresh, lost, stale"));
+            PeerState::Fresh
+        }
     }
 }
 
@@ -200,6 +216,24 @@ mod tests {
             taken(object).ports,
             [ServicePort { name: String::new(), port: 2, protocol: crate::model::Protocol::Tcp }]
         );
+    }
+
+    #[test]
+    fn what_is_said_of_the_peer_is_one_of_three_words_and_another_one_is_reported() {
+        let peer = |word: Value| {
+            let mut object = example();
+            object["metadata"]["labels"]["tombolo.io/peer-state"] = word;
+            let slice = taken(object);
+            (slice.peer, slice.problems)
+        };
+        assert_eq!(taken(example()).peer, PeerState::Fresh);
+        for (word, state) in [("fresh", PeerState::Fresh), ("lost", PeerState::Lost), ("stale", PeerState::Stale)] {
+            assert_eq!(peer(json!(word)), (state, Vec::new()));
+        }
+        let (state, problems) = peer(json!("Stale"));
+        assert_eq!(state, PeerState::Fresh);
+        let said = "slice shop/shop-east: label tombolo.io/peer-state: \"Stale\" is none of fresh, lost, stale";
+        assert_eq!(problems, [said]);
     }
 
     #[test]
