@@ -18,7 +18,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST: u64 = 4096;
 /// Questions that are answered at the same time; further ones wait.
 const AT_ONCE: usize = 16;
+/// How long nobody new is taken on after one could not be.
+const REST: Duration = Duration::from_secs(1);
 
 /// A question and where its answer, a JSON document, goes.
 pub type Asked = (Question, oneshot::Sender<String>);
@@ -67,11 +69,17 @@ impl Socket {
         loop {
             tokio::select! {
                 // Whoever says nothing keeps nobody else waiting, up to a number.
-                accepted = listener.accept(), if answers.len() < AT_ONCE => {
-                    let (stream, _) = accepted.context("accept a connection on the agent's socket")?;
-                    let asked = asked.clone();
-                    answers.spawn(async move { timeout(PATIENCE, answer(stream, &asked)).await });
-                }
+                accepted = listener.accept(), if answers.len() < AT_ONCE => match accepted {
+                    Ok((stream, _)) => {
+                        let asked = asked.clone();
+                        answers.spawn(async move { timeout(PATIENCE, answer(stream, &asked)).await });
+                    }
+                    Err(error) => {
+                        // Out of descriptors or memory for now: no reason to end the agent. It would be so at once again.
+                        warn!(%error, "question not accepted");
+                        sleep(REST).await;
+                    }
+                },
                 Some(answered) = answers.join_next() => match answered.context("answer a question")? {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!(error = format!("{error:#}"), "question not answered"),

@@ -4,30 +4,38 @@
 mod attach;
 mod bpf;
 pub mod cgroup;
+pub mod clock;
+mod egress;
+mod events;
 mod foreign;
 mod grace;
+mod hash;
 mod maps;
 mod object;
 pub mod pins;
 pub mod preflight;
 pub mod probe;
+mod signs;
 mod table;
 
 use crate::tables::{Capacity, Installed, Maps, Step};
 use anyhow::Context;
 use attach::Links;
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, maps::MapData};
 use aya_log::EbpfLogger;
+use egress::Egress;
 use pins::{Found, Lock, Pins};
 use std::{
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
-use tombolo_ebpf::abi::map;
+use tombolo_ebpf::abi::{BackendState, map};
 use tracing::{info, warn};
 
-pub use attach::{Attached, HOOKS, How, attached_by_pins};
+pub use attach::{Attached, EGRESS, HOOKS, How, attached_by_pins};
+pub use events::Events;
 pub use maps::{Counts, KernelMaps};
+pub use signs::KernelSigns;
 
 /// What carries out the steps of a plan: the kernel, or in tests [`Installed`] itself.
 pub trait Datapath {
@@ -36,6 +44,9 @@ pub trait Datapath {
 
     /// Reads the tables back, to plan from.
     fn read(&self) -> anyhow::Result<Maps>;
+
+    /// Whether the backend of this index and generation has open connections.
+    fn is_busy(&self, index: u32, generation: u32) -> anyhow::Result<bool>;
 }
 
 impl Datapath for Installed {
@@ -46,6 +57,10 @@ impl Datapath for Installed {
 
     fn read(&self) -> anyhow::Result<Maps> {
         Ok(self.to_maps())
+    }
+
+    fn is_busy(&self, index: u32, _: u32) -> anyhow::Result<bool> {
+        Ok(!self.is_idle(index))
     }
 }
 
@@ -75,10 +90,13 @@ pub struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
     links: Links,
+    egress: Egress,
     /// The maps once more, to be pinned, and again if a pin goes.
     all_maps: Vec<(&'static str, OwnedFd)>,
     /// Keeps other writers off the maps.
     lock: Lock,
+    /// Keeps agents of other layouts off, until nothing of theirs is pinned any more.
+    others: Vec<Lock>,
     /// The programs of an earlier agent still serve from maps of their own.
     waits: bool,
 }
@@ -87,16 +105,17 @@ impl Kernel {
     /// Loads the programs against the maps pinned in `pins`, or new ones of `capacity`, and attaches them to `cgroup`.
     ///
     /// Where an earlier agent's links are pinned, its programs are exchanged for these without a moment in between. If its
-    /// maps can't be had any more, because a pin is missing, the exchange waits for [`take_over`](Self::take_over).
+    /// maps can't be had any more, because a pin is missing or they are of another layout, the exchange waits for
+    /// [`take_over`](Self::take_over).
     ///
     /// # Errors
     ///
     /// A first start that fails leaves nothing behind.
     pub fn load(pins: &Pins, cgroup: &Path, capacity: &Capacity) -> anyhow::Result<Self> {
         pins.create()?;
-        let lock = pins.lock()?;
+        let locks = (pins.lock()?, pins.lock_others()?);
         let found = pins.sort_out()?;
-        let mut loaded = Self::load_into(pins, cgroup, capacity, found, lock);
+        let mut loaded = Self::load_into(pins, cgroup, capacity, found, locks);
         if let Ok(kernel) = &mut loaded
             && !kernel.waits
             && let Err(error) = kernel.attach()
@@ -113,13 +132,19 @@ impl Kernel {
         loaded
     }
 
-    fn load_into(pins: &Pins, cgroup: &Path, asked: &Capacity, found: Found, lock: Lock) -> anyhow::Result<Self> {
+    fn load_into(
+        pins: &Pins,
+        cgroup: &Path,
+        asked: &Capacity,
+        found: Found,
+        (lock, others): (Lock, Vec<Lock>),
+    ) -> anyhow::Result<Self> {
         let capacity = if found == Found::Maps { maps::capacity_of(pins)? } else { *asked };
         if capacity != *asked {
             warn!(pinned = ?capacity, ?asked, "the pinned maps keep their size; `tombolo unload` before a start gives them another");
         }
         if found == Found::Links {
-            warn!(pins = %pins.dir().display(), "pinned maps are missing; the programs attached serve on until new maps are filled");
+            warn!(pins = %pins.dir().display(), "pinned maps are missing, or of another layout; the programs attached serve on until new maps are filled");
         }
         let waits = found == Found::Links;
         // Maps that aren't filled yet are not pinned, so that they aren't taken for those that programs serve from.
@@ -144,8 +169,10 @@ impl Kernel {
             pins: pins.clone(),
             cgroup: cgroup.to_owned(),
             links: Links::default(),
+            egress: Egress::default(),
             all_maps,
             lock,
+            others,
             waits,
         })
     }
@@ -182,15 +209,52 @@ impl Kernel {
     }
 
     fn attach(&mut self) -> anyhow::Result<usize> {
-        let attached = self.links.bring_about(&mut self.ebpf, &self.cgroup, &self.pins)?;
-        self.attached = self.links.attached();
+        let attached = self.links.bring_about(&self.ebpf, &self.cgroup, &self.pins)?;
+        if attached > 0
+            && let Err(error) = self.egress.take_over(&self.ebpf, &self.cgroup, &self.pins)
+        {
+            warn!(error = format!("{error:#}"), "hook for connected UDP sockets not taken over");
+            self.egress.detach(&self.pins)?;
+        }
+        self.note_attached();
+        if !self.others.is_empty() {
+            let links = self.links.iter().chain(self.egress.link());
+            let ids = links.map(|(_, link)| bpf::link_field(link.as_fd(), "link_id"));
+            self.pins.remove_others(&ids.collect::<anyhow::Result<_>>()?)?;
+            self.others.clear();
+        }
         Ok(attached)
+    }
+
+    fn note_attached(&mut self) {
+        self.attached = self.links.attached().into_iter().chain(self.egress.attached()).collect();
+    }
+
+    /// Whether packets of connected UDP sockets are looked at.
+    pub fn refuses_udp(&self) -> bool {
+        self.egress.attached().is_some()
+    }
+
+    /// Has packets of connected UDP sockets looked at, and refused if they go to a backend that is gone or dead; or not any
+    /// more.
+    ///
+    /// # Errors
+    ///
+    /// It can't be done now. All else goes on.
+    pub fn refuse_udp(&mut self, refuse: bool) -> anyhow::Result<()> {
+        let done = match refuse {
+            true => self.egress.attach(&self.ebpf, &self.cgroup, &self.pins),
+            false => self.egress.detach(&self.pins),
+        };
+        self.note_attached();
+        done
     }
 
     /// Pins what isn't pinned; returns how much that was.
     fn pin_missing(&mut self) -> anyhow::Result<usize> {
         let maps = self.all_maps.iter().map(|(name, map)| (self.pins.map(name), map));
-        let links = self.links.iter().map(|(hook, link)| (self.pins.link(hook), link));
+        let links = self.links.iter().chain(self.egress.link());
+        let links = links.map(|(hook, link)| (self.pins.link(hook), link));
         let missing: Vec<_> = maps.chain(links).filter(|(pin, _)| !pin.exists()).collect();
         if !missing.is_empty() {
             self.pins.create()?;
@@ -200,6 +264,26 @@ impl Kernel {
             bpf::pin(object.as_fd(), pin).with_context(|| format!("pin {}", pin.display()))?;
         }
         Ok(missing.len())
+    }
+
+    /// What the programs tell from now on. There can be one reader. Has to be called within a runtime.
+    pub fn events(&self) -> anyhow::Result<Events> {
+        let (_, ring) =
+            self.all_maps.iter().find(|(name, _)| *name == map::EVENTS).context("there is no map of events")?;
+        Events::new(MapData::from_fd(ring.try_clone().context("keep the map of events open")?)?)
+    }
+
+    /// Where it is read when clusters and backends were last heard.
+    pub fn signs(&self) -> anyhow::Result<KernelSigns> {
+        let open = |wanted: &str| {
+            let (_, fd) = self
+                .all_maps
+                .iter()
+                .find(|(name, _)| *name == wanted)
+                .with_context(|| format!("there is no map {wanted}"))?;
+            fd.try_clone().with_context(|| format!("keep map {wanted} open"))
+        };
+        KernelSigns::new(open(map::CLUSTER_STATE)?, open(map::BACKEND_STATE)?)
     }
 
     /// Whether the programs were built for debugging.
@@ -223,6 +307,16 @@ impl Datapath for Kernel {
     fn read(&self) -> anyhow::Result<Maps> {
         self.maps.read()
     }
+
+    fn is_busy(&self, index: u32, generation: u32) -> anyhow::Result<bool> {
+        let state = self.maps.state(index, generation)?;
+        Ok(state.is_some_and(|state| open_connections(&state) > 0))
+    }
+}
+
+/// How many of a backend's connections are open.
+pub fn open_connections(state: &BackendState) -> u64 {
+    u64::try_from(state.open.cast_signed()).unwrap_or(0)
 }
 
 /// Loads the object's maps, those pinned in `pins` or new ones, which are pinned there if `pins` are given.

@@ -1,30 +1,38 @@
 //! Programs onto the cgroup's hooks, by links that are pinned; only links that an agent pinned are ever touched.
 
 use super::{
-    bpf::open_pin,
+    bpf::{self, open_pin},
     cgroup, foreign,
     pins::{Pins, unpin},
 };
 use anyhow::{Context, anyhow, bail};
 use aya::{
     Ebpf,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError,
-        links::{FdLink, PinnedLink},
-    },
+    programs::{Program, ProgramFd},
 };
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
 };
 use tracing::{info, warn};
 
-/// The hooks, named as the kernel names them.
-pub const HOOKS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+/// The hooks that are always attached, named as the kernel names them.
+pub const HOOKS: [&str; 9] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+    "sock_ops",
+];
+/// The hook that is attached only while there may be connected UDP sockets that have lost their backend.
+pub const EGRESS: &str = "egress";
 
 /// One hook in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,26 +71,27 @@ impl Links {
     /// were not.
     ///
     /// New links are made before anything else changes. So if one is refused, all is as it was: no hook is left attached on
-    /// a first start, and an earlier agent's programs stay. Those are then exchanged without a moment in between.
-    pub(super) fn bring_about(&mut self, ebpf: &mut Ebpf, cgroup: &Path, pins: &Pins) -> anyhow::Result<usize> {
+    /// a first start, and an earlier agent's programs stay. Those are then exchanged without a moment in between, whatever
+    /// layout their maps have.
+    pub(super) fn bring_about(&mut self, ebpf: &Ebpf, cgroup: &Path, pins: &Pins) -> anyhow::Result<usize> {
         let id = cgroup::id(cgroup)?;
         let is_ours = |hook: &str| self.0.get(hook).is_some_and(|(link, _)| link_cgroup(link).is_ok_and(|of| of == id));
-        let missing: Vec<&'static str> = HOOKS.into_iter().filter(|hook| !is_ours(hook)).collect();
+        // `sock_ops` first: nothing is sent to a backend before somebody watches what becomes of it.
+        let missing: Vec<&'static str> = HOOKS.into_iter().rev().filter(|hook| !is_ours(hook)).collect();
         if missing.is_empty() {
             return Ok(0);
         }
         let mut earlier = Vec::new();
         let mut none = Vec::new();
         for &hook in &missing {
-            let is_there = is_attached_to(id, &pins.link(hook))?;
-            if is_there { earlier.push(hook) } else { none.push(hook) }
+            match find_attached(id, hook, pins)? {
+                Some(pin) => earlier.push((hook, pin)),
+                None => none.push(hook),
+            }
         }
         let mut links = create_all(ebpf, &none, cgroup, pins)?;
-        for hook in earlier {
-            let pin = pins.link(hook);
-            exchange(program(ebpf, hook)?, &pin)
-                .with_context(|| format!("exchange the program behind {}", pin.display()))?;
-            links.push((hook, open(&pin)?, How::Adopted));
+        for (hook, pin) in earlier {
+            links.push((hook, adopt(ebpf, hook, &pin, pins)?, How::Adopted));
         }
         self.0.extend(links.into_iter().map(|(hook, link, how)| (hook, (link, how))));
         info!(cgroup = %cgroup.display(), id, hooks = missing.len(), adopted = missing.len() - none.len(), "hooks attached");
@@ -93,20 +102,34 @@ impl Links {
 /// Loads all programs; returns how many instructions the verifier processed for each (Linux 5.16, else none).
 pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<Vec<(String, u32)>> {
     let mut verified = Vec::new();
-    for hook in HOOKS {
-        let program = program(ebpf, hook)?;
-        program.load().with_context(|| format!("load {hook}"))?;
+    for hook in HOOKS.into_iter().chain([EGRESS]) {
+        let program = ebpf.program_mut(hook).with_context(|| format!("program {hook} is not in the object"))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            _ => bail!("program {hook} is of another kind"),
+        };
+        loaded.with_context(|| format!("load {hook}"))?;
         let count = program.info().ok().and_then(|info| info.verified_instruction_count());
         verified.extend(count.map(|count| (hook.to_owned(), count)));
     }
     Ok(verified)
 }
 
-/// Whether a link is pinned at `pin` that is attached to the cgroup with this id.
-fn is_attached_to(cgroup: u64, pin: &Path) -> anyhow::Result<bool> {
-    if !pin.exists() {
-        return Ok(false);
+/// Where a link of this hook is pinned that is attached to the cgroup with this id: by an agent of our layout, or of
+/// another one.
+pub(super) fn find_attached(cgroup: u64, hook: &str, pins: &Pins) -> anyhow::Result<Option<PathBuf>> {
+    for pin in pins.earlier_links(hook)? {
+        if is_attached_to(cgroup, &pin)? {
+            return Ok(Some(pin));
+        }
     }
+    Ok(None)
+}
+
+/// Whether the link pinned at `pin` is attached to the cgroup with this id.
+fn is_attached_to(cgroup: u64, pin: &Path) -> anyhow::Result<bool> {
     let attached_to = link_cgroup(&open(pin)?).with_context(|| pin.display().to_string())?;
     if attached_to != cgroup {
         // The cgroup was removed (id 0), or the agent was told another one.
@@ -116,8 +139,8 @@ fn is_attached_to(cgroup: u64, pin: &Path) -> anyhow::Result<bool> {
 }
 
 /// Makes a link for each of `hooks` and pins it in place of an earlier one: all of them, or none.
-fn create_all(
-    ebpf: &mut Ebpf,
+pub(super) fn create_all(
+    ebpf: &Ebpf,
     hooks: &[&'static str],
     cgroup: &Path,
     pins: &Pins,
@@ -132,54 +155,59 @@ fn create_all(
     // A link that isn't pinned yet goes with its descriptor.
     let mut links = Vec::new();
     for &hook in hooks {
-        let link = create(program(ebpf, hook)?, &dir).map_err(|error| explain(error, operation(hook)))?;
-        links.push((hook, link));
+        let link = bpf::create_link(program(ebpf, hook)?.as_fd(), dir.as_fd(), foreign::attach_type(hook)?);
+        links.push((hook, link.map_err(|error| explain(error.into(), operation(hook)))?, How::Fresh));
     }
-    let pinned = pin_all(links, pins);
+    let pinned = links.iter().try_for_each(|(hook, link, _)| pin_beside(hook, link, pins));
     if pinned.is_err() {
         for hook in hooks {
             unpin(&pins.new_link(hook))?;
         }
     }
-    let pinned = pinned?;
-    for (hook, ..) in &pinned {
-        let (from, to) = (pins.new_link(hook), pins.link(hook));
-        fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))?;
-    }
-    Ok(pinned)
+    pinned?;
+    hooks.iter().try_for_each(|hook| put_in_place(hook, pins))?;
+    Ok(links)
 }
 
-fn create(program: &mut CgroupSockAddr, cgroup: &File) -> anyhow::Result<FdLink> {
-    // A link is always one of several; AllowMultiple gets EINVAL.
-    let id = program.attach(cgroup, CgroupAttachMode::Single)?;
-    Ok(program.take_link(id)?.try_into()?)
+/// Pins a link where it waits to take the place of an earlier one.
+fn pin_beside(hook: &str, link: &OwnedFd, pins: &Pins) -> anyhow::Result<()> {
+    let pin = pins.new_link(hook);
+    // Left behind if an agent was ended just here.
+    unpin(&pin)?;
+    bpf::pin(link.as_fd(), &pin).with_context(|| format!("pin {}", pin.display()))
 }
 
-fn pin_all(links: Vec<(&'static str, FdLink)>, pins: &Pins) -> anyhow::Result<Vec<(&'static str, OwnedFd, How)>> {
-    let mut pinned = Vec::new();
-    for (hook, link) in links {
-        let pin = pins.new_link(hook);
-        // Left behind if an agent was ended just here.
-        unpin(&pin)?;
-        link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
-        pinned.push((hook, open(&pin)?, How::Fresh));
-    }
-    Ok(pinned)
+fn put_in_place(hook: &str, pins: &Pins) -> anyhow::Result<()> {
+    let (from, to) = (pins.new_link(hook), pins.link(hook));
+    fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))
+}
+
+/// Takes over an earlier agent's link: its program is exchanged for ours, and it is pinned where ours are.
+pub(super) fn adopt(ebpf: &Ebpf, hook: &str, pin: &Path, pins: &Pins) -> anyhow::Result<OwnedFd> {
+    let link = exchange(program(ebpf, hook)?, pin)
+        .with_context(|| format!("exchange the program behind {}", pin.display()))?;
+    take_pin(hook, &link, pin, pins)?;
+    Ok(link)
 }
 
 /// Exchanges the program behind an earlier agent's link.
-fn exchange(program: &mut CgroupSockAddr, pin: &Path) -> anyhow::Result<()> {
-    let link = FdLink::from(PinnedLink::from_pin(pin)?);
-    let id = match program.attach_to_link(link.try_into()?) {
-        Ok(id) => id,
-        Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOLINK) => {
-            bail!("its cgroup is just being removed")
-        }
-        Err(error) => return Err(error.into()),
-    };
-    // The pin keeps the link; this descriptor of it may go.
-    drop(program.take_link(id)?);
-    Ok(())
+fn exchange(program: &ProgramFd, pin: &Path) -> anyhow::Result<OwnedFd> {
+    let link = open(pin)?;
+    match bpf::update_link(link.as_fd(), program.as_fd()) {
+        Ok(()) => Ok(link),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => bail!("its cgroup is just being removed"),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sees to it that a link that was found at `pin` is pinned in the folder of our layout, and only there.
+fn take_pin(hook: &str, link: &OwnedFd, pin: &Path, pins: &Pins) -> anyhow::Result<()> {
+    if pin == pins.link(hook) {
+        return Ok(());
+    }
+    pin_beside(hook, link, pins)?;
+    put_in_place(hook, pins)?;
+    unpin(pin)
 }
 
 /// Adds to a failed attachment what a person can do about it, if nothing was to be seen beforehand.
@@ -201,7 +229,7 @@ fn open(pin: &Path) -> anyhow::Result<OwnedFd> {
 /// Which cgroup each pinned link is attached to, by hook and as its id. Those whose cgroup is gone are left out.
 pub fn attached_by_pins(pins: &Pins) -> anyhow::Result<BTreeMap<&'static str, u64>> {
     let mut attached = BTreeMap::new();
-    for hook in HOOKS {
+    for hook in HOOKS.into_iter().chain([EGRESS]) {
         let pin = pins.link(hook);
         if pin.exists() {
             let cgroup = link_cgroup(&open(&pin)?).with_context(|| pin.display().to_string())?;
@@ -212,14 +240,11 @@ pub fn attached_by_pins(pins: &Pins) -> anyhow::Result<BTreeMap<&'static str, u6
 }
 
 /// The cgroup that a link is attached to, by its id; 0 if that cgroup is gone.
-fn link_cgroup(link: &OwnedFd) -> anyhow::Result<u64> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))
-        .context("read what a link is attached to")?;
-    let id = info.lines().find_map(|line| line.strip_prefix("cgroup_id:")).context("it is not a link to a cgroup")?;
-    id.trim().parse().with_context(|| format!("understand the cgroup id {id:?}"))
+pub(super) fn link_cgroup(link: &OwnedFd) -> anyhow::Result<u64> {
+    bpf::link_field(link.as_fd(), "cgroup_id").context("it is not a link to a cgroup")
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, hook: &str) -> anyhow::Result<&'a mut CgroupSockAddr> {
-    let program = ebpf.program_mut(hook).with_context(|| format!("program {hook} is not in the object"))?;
-    program.try_into().with_context(|| format!("program {hook} is of another kind"))
+fn program<'a>(ebpf: &'a Ebpf, hook: &str) -> anyhow::Result<&'a ProgramFd> {
+    let program = ebpf.program(hook).with_context(|| format!("program {hook} is not in the object"))?;
+    program.fd().with_context(|| format!("program {hook} is not loaded"))
 }

@@ -1,9 +1,11 @@
 //! The few system calls that aya doesn't make for us.
 #![expect(unsafe_code, reason = "raw system calls")]
 
+use anyhow::Context;
+use aya::maps::{MapData, RingBuf};
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     mem::MaybeUninit,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -11,6 +13,7 @@ use std::{
     },
     path::Path,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// `BPF_FS_MAGIC`, linux/magic.h.
 pub(super) const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -32,6 +35,8 @@ enum Command {
     ProgQuery = 16,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
+    LinkCreate = 28,
+    LinkUpdate = 29,
     LinkDetach = 34,
 }
 
@@ -81,6 +86,54 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let mut attributes = Object { pathname: path.as_ptr() as u64, bpf_fd, file_flags: 0 };
     // SAFETY: the path ends with NUL and lives until the call returns.
     unsafe { bpf(Command::ObjPin, &mut attributes) }.map(drop)
+}
+
+/// Attaches a program to a cgroup by a new link, beside others. It goes with its last descriptor or pin.
+///
+/// # Errors
+///
+/// EPERM: a program above holds the hook for itself.
+pub(super) fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Create {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        /// A link is always one of several: `BPF_F_ALLOW_MULTI` gets EINVAL.
+        flags: u32,
+    }
+    let prog_fd = program.as_raw_fd().cast_unsigned();
+    let target_fd = cgroup.as_raw_fd().cast_unsigned();
+    // SAFETY: no addresses in it.
+    owned(unsafe { bpf(Command::LinkCreate, &mut Create { prog_fd, target_fd, attach_type, flags: 0 }) }?)
+}
+
+/// Exchanges the program behind a link for one of the same kind: whatever runs the hook finds the one or the other.
+///
+/// # Errors
+///
+/// ENOLINK: the link's cgroup is gone.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Update {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let link_fd = link.as_raw_fd().cast_unsigned();
+    let new_prog_fd = program.as_raw_fd().cast_unsigned();
+    // SAFETY: no addresses in it.
+    unsafe { bpf(Command::LinkUpdate, &mut Update { link_fd, new_prog_fd, flags: 0, old_prog_fd: 0 }) }.map(drop)
+}
+
+/// What the kernel says of a link: `link_id`, or of one to a cgroup its `cgroup_id`.
+pub(super) fn link_field(link: BorrowedFd<'_>, field: &str) -> anyhow::Result<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()));
+    let info = info.context("read what is known of a link")?;
+    let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let value = value.with_context(|| format!("find {field} in what is known of a link"))?.trim();
+    value.parse().with_context(|| format!("understand {field} {value:?}"))
 }
 
 /// Takes the program behind a link off its hook, at once: a link that is just let go of is detached a moment later.
@@ -187,10 +240,67 @@ pub(super) fn read_array<V: aya::Pod>(array: BorrowedFd<'_>, first: u32, count: 
     if batch.count != count {
         return Err(io::Error::other(format!("{} of {count} elements were read", batch.count)));
     }
-    // SAFETY: the kernel has filled `count` elements, and whatever lies in a map is a `V`: it is plain data.
-    unsafe { values.set_len(count as usize) };
-    // SAFETY: as above.
-    Ok(values.into_iter().map(|value| unsafe { value.assume_init() }).collect())
+    // SAFETY: the kernel has filled `count` elements.
+    Ok(unsafe { filled(values, count as usize) })
+}
+
+/// What a batch command has read.
+///
+/// # Safety
+///
+/// The first `count` elements are filled, from a map of such elements.
+unsafe fn filled<V: aya::Pod>(mut values: Vec<MaybeUninit<V>>, count: usize) -> Vec<V> {
+    // SAFETY: there are as many, says the caller.
+    unsafe { values.set_len(count) };
+    // SAFETY: whatever lies in a map of `V` is one: it is plain data.
+    values.into_iter().map(|value| unsafe { value.assume_init() }).collect()
+}
+
+/// Reads all elements of a hash. Those that are written meanwhile may be missed, or be there twice.
+pub(super) fn read_hash<K: aya::Pod, V: aya::Pod>(hash: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    /// Elements read by one call: enough that the call itself costs nothing.
+    const CHUNK: u32 = 16_384;
+    let mut elements = Vec::new();
+    let mut chunk = CHUNK;
+    // Where to go on: a bucket, which the kernel reads whole.
+    let (mut from, mut to) = (None, 0u32);
+    loop {
+        let mut keys: Vec<MaybeUninit<K>> = Vec::with_capacity(chunk as usize);
+        let mut values: Vec<MaybeUninit<V>> = Vec::with_capacity(chunk as usize);
+        let mut batch = Batch {
+            in_batch: from.as_ref().map_or(0, |from: &u32| &raw const *from as u64),
+            out_batch: &raw mut to as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: chunk,
+            map_fd: hash.as_raw_fd().cast_unsigned(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: there is room for `chunk` keys and values: the caller's `K` and `V` are the map's, as `Hash` has it checked
+        // by aya.
+        let read = unsafe { bpf(Command::MapLookupBatch, &mut batch) };
+        let is_last = match read {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // A single bucket with more elements than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                chunk *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = batch.count.min(chunk) as usize;
+        // SAFETY: the kernel has filled as many.
+        let keys = unsafe { filled(keys, count) };
+        // SAFETY: likewise.
+        let values = unsafe { filled(values, count) };
+        elements.extend(keys.into_iter().zip(values));
+        if is_last {
+            return Ok(elements);
+        }
+        from = Some(to);
+    }
 }
 
 /// Writes elements of an array, from `first` on, in order.
@@ -210,6 +320,12 @@ pub(super) fn write_array<V: aya::Pod>(array: BorrowedFd<'_>, first: u32, values
     // SAFETY: there are `count` keys and values: the caller's `V` is the map's, as `Table` has it checked by aya.
     unsafe { bpf(Command::MapUpdateBatch, &mut batch) }?;
     Ok(())
+}
+
+/// Waits for a ring buffer to have something to read. Has to be called within a runtime.
+pub(super) fn readable(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its descriptor and never gives out another one, and `AsyncFd` owns the ring buffer.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
 }
 
 /// `membarrier(MEMBARRIER_CMD_GLOBAL)`, which waits for an RCU grace period (kernel/sched/membarrier.c).

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// `enum bpf_attach_type` of each hook, linux/bpf.h.
-const ATTACH_TYPES: [(&str, u32); 8] = [
+const ATTACH_TYPES: [(&str, u32); 10] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
@@ -18,7 +18,15 @@ const ATTACH_TYPES: [(&str, u32); 8] = [
     ("recvmsg6", 20),
     ("getpeername4", 29),
     ("getpeername6", 30),
+    ("sock_ops", 3),
+    ("egress", 1),
 ];
+
+/// What the kernel calls a hook.
+pub(super) fn attach_type(hook: &str) -> anyhow::Result<u32> {
+    let known = ATTACH_TYPES.iter().find(|(name, _)| *name == hook);
+    known.map(|(_, attach_type)| *attach_type).with_context(|| format!("there is no hook {hook}"))
+}
 
 /// The most programs that the kernel takes for one hook of one cgroup: `BPF_CGROUP_MAX_PROGS`, linux/bpf-cgroup-defs.h.
 const MOST: usize = 64;
@@ -28,10 +36,10 @@ const MOST: usize = 64;
 /// A program that was attached to be alone here or above makes the kernel refuse ours. One that was attached to a cgroup
 /// above and may be overridden would let ours in, and would then no longer run below it: that is no better.
 pub(super) fn obstacle(cgroup: &Path, hook: &str) -> anyhow::Result<Option<String>> {
-    let Some((_, attach_type)) = ATTACH_TYPES.iter().find(|(name, _)| *name == hook) else { return Ok(None) };
+    let attach_type = attach_type(hook)?;
     let at = |dir: &Path| -> anyhow::Result<Occupants> {
         let file = File::open(dir).with_context(|| format!("open cgroup {}", dir.display()))?;
-        occupants(file.as_fd(), *attach_type)
+        occupants(file.as_fd(), attach_type)
             .with_context(|| format!("ask what is attached to {hook} of cgroup {}", dir.display()))
     };
     let mut runs_besides = false;
@@ -92,11 +100,11 @@ fn cgroups_up(cgroup: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::HOOKS;
+    use crate::datapath::{EGRESS, HOOKS};
 
     #[test]
     fn every_hook_can_be_asked_for() {
-        assert_eq!(HOOKS, ATTACH_TYPES.map(|(hook, _)| hook));
+        assert_eq!([&HOOKS[..], &[EGRESS]].concat(), ATTACH_TYPES.map(|(hook, _)| hook));
     }
 
     #[test]

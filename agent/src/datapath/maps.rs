@@ -1,34 +1,41 @@
 //! The maps with their types. Their names and sizes appear here only.
 
-use super::{grace::Grace, pins::Pins, table::Table};
-use crate::tables::{self, Capacity, Step, object_name, service_name};
+use super::{clock, grace::Grace, hash::Hash, pins::Pins, table::Table};
+use crate::{
+    report::States,
+    tables::{self, Capacity, Step, object_name, service_name},
+};
 use anyhow::{Context, bail};
 use aya::{
-    Ebpf, Pod,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuArray},
+    Ebpf,
+    maps::{Map, MapData, MapInfo, PerCpuArray},
 };
 use std::{
     collections::BTreeMap,
-    io,
     os::fd::{AsFd, OwnedFd},
 };
 use tombolo_ebpf::abi::{
-    Backend, BackendState, Cluster, Config, Counter, FrontendKey, Group, MemberKey, Service, ServiceName, Slot, map,
+    Backend, BackendKey, BackendState, Cluster, ClusterState, Config, Counter, FrontendKey, Group, MemberKey, Service,
+    ServiceName, Slot, map,
 };
 
 /// Every map is pinned: the next agent takes it over, and the CLI reads it when there is no agent.
-pub(super) const PINNED: [&str; 15] = [
+pub(super) const PINNED: [&str; 19] = [
     map::FRONTENDS,
     map::CURRENT,
     map::SERVICES,
     map::SLOTS,
     map::BACKENDS,
+    map::BACKEND_OF,
     map::MEMBERS,
     map::CLUSTERS,
     map::PODS,
     map::NAMES,
     map::CONFIG,
     map::BACKEND_STATE,
+    map::CLUSTER_STATE,
+    map::ARMED,
+    map::EVENTS,
     map::ORIGINS,
     map::UDP_ORIGIN,
     map::AFFINITY,
@@ -39,13 +46,14 @@ pub(super) const PINNED: [&str; 15] = [
 const SESSIONS: u32 = 65_536;
 
 /// `max_entries` of the maps that grow with the tables.
-pub(super) fn sizes(capacity: &Capacity) -> [(&'static str, u32); 10] {
+pub(super) fn sizes(capacity: &Capacity) -> [(&'static str, u32); 11] {
     [
         (map::FRONTENDS, capacity.frontends),
         (map::CURRENT, capacity.services),
         (map::SERVICES, capacity.services),
         (map::SLOTS, capacity.slots),
         (map::BACKENDS, capacity.backends),
+        (map::BACKEND_OF, capacity.backends),
         (map::BACKEND_STATE, capacity.backends),
         (map::MEMBERS, capacity.members),
         (map::NAMES, capacity.services),
@@ -90,17 +98,19 @@ pub(super) fn descriptor(ebpf: &Ebpf, name: &str) -> anyhow::Result<OwnedFd> {
 
 /// The maps that user space reads or writes.
 pub struct KernelMaps {
-    frontends: HashMap<MapData, FrontendKey, u32>,
+    frontends: Hash<FrontendKey, u32>,
     current: Table<u32>,
     services: Table<Service>,
     slots: Table<Slot>,
     backends: Table<Backend>,
-    members: HashMap<MapData, MemberKey, u32>,
+    backend_of: Hash<BackendKey, u32>,
+    members: Hash<MemberKey, u32>,
     clusters: Table<Cluster>,
-    pods: HashMap<MapData, u64, u32>,
-    names: HashMap<MapData, u32, ServiceName>,
+    pods: Hash<u64, u32>,
+    names: Hash<u32, ServiceName>,
     config: Table<Config>,
     backend_state: Table<BackendState>,
+    cluster_state: Table<ClusterState>,
     counters: PerCpuArray<MapData, u64>,
     grace: Grace,
 }
@@ -126,17 +136,19 @@ impl KernelMaps {
 
     fn of(mut map: impl FnMut(&'static str) -> anyhow::Result<Map>) -> anyhow::Result<Self> {
         Ok(Self {
-            frontends: hash_map(map(map::FRONTENDS)?, map::FRONTENDS)?,
+            frontends: Hash::new(map(map::FRONTENDS)?, map::FRONTENDS)?,
             current: Table::new(map(map::CURRENT)?, map::CURRENT)?,
             services: Table::new(map(map::SERVICES)?, map::SERVICES)?,
             slots: Table::new(map(map::SLOTS)?, map::SLOTS)?,
             backends: Table::new(map(map::BACKENDS)?, map::BACKENDS)?,
-            members: hash_map(map(map::MEMBERS)?, map::MEMBERS)?,
+            backend_of: Hash::new(map(map::BACKEND_OF)?, map::BACKEND_OF)?,
+            members: Hash::new(map(map::MEMBERS)?, map::MEMBERS)?,
             clusters: Table::new(map(map::CLUSTERS)?, map::CLUSTERS)?,
-            pods: hash_map(map(map::PODS)?, map::PODS)?,
-            names: hash_map(map(map::NAMES)?, map::NAMES)?,
+            pods: Hash::new(map(map::PODS)?, map::PODS)?,
+            names: Hash::new(map(map::NAMES)?, map::NAMES)?,
             config: Table::new(map(map::CONFIG)?, map::CONFIG)?,
             backend_state: Table::new(map(map::BACKEND_STATE)?, map::BACKEND_STATE)?,
+            cluster_state: Table::new(map(map::CLUSTER_STATE)?, map::CLUSTER_STATE)?,
             counters: PerCpuArray::try_from(map(map::COUNTERS)?)
                 .with_context(|| format!("map {} does not have the layout of abi", map::COUNTERS))?,
             grace: Grace::default(),
@@ -148,17 +160,19 @@ impl KernelMaps {
         match step {
             Step::PutCluster(index, cluster) => self.clusters.set(*index, cluster)?,
             Step::PutBackend(index, backend) => self.backends.set(*index, backend)?,
+            Step::PutBackendOf(key, index) => self.backend_of.insert(key, index)?,
             Step::PutSlots(first, slots) => self.slots.write(*first, slots)?,
             Step::PutService(index, service) => self.services.set(*index, service)?,
-            Step::PutName(id, name) => self.names.insert(id, &service_name(name), 0)?,
-            Step::PutMember(key) => self.members.insert(key, &1, 0)?,
-            Step::PutPod(cgroup, reason) => self.pods.insert(cgroup, reason, 0)?,
+            Step::PutName(id, name) => self.names.insert(id, &service_name(name))?,
+            Step::PutMember(key) => self.members.insert(key, &1)?,
+            Step::PutPod(cgroup, reason) => self.pods.insert(cgroup, reason)?,
             Step::PutConfig(config) => self.config.set(0, config)?,
             Step::PutFrontend(key, index) => self.put_frontend(key, *index)?,
-            Step::DropFrontend(key) => absent_is_fine(self.frontends.remove(key))?,
-            Step::DropMember(key) => absent_is_fine(self.members.remove(key))?,
-            Step::DropPod(cgroup) => absent_is_fine(self.pods.remove(cgroup))?,
-            Step::DropName(id) => absent_is_fine(self.names.remove(id))?,
+            Step::DropFrontend(key) => self.frontends.remove(key)?,
+            Step::DropMember(key) => self.members.remove(key)?,
+            Step::DropBackendOf(key) => self.backend_of.remove(key)?,
+            Step::DropPod(cgroup) => self.pods.remove(cgroup)?,
+            Step::DropName(id) => self.names.remove(id)?,
             Step::DropBackend(index) => self.backends.set(*index, &Backend::default())?,
             Step::DropCluster(index) => self.clusters.set(*index, &NO_CLUSTER)?,
             Step::Grace => self.grace.wait()?,
@@ -174,17 +188,18 @@ impl KernelMaps {
         for group in frontends.values().filter_map(|index| services.get(index)).flat_map(used_groups) {
             slots.insert(group.first_slot, self.slots_of(group)?);
         }
-        let members: BTreeMap<MemberKey, u32> = collect(self.members.iter(), map::MEMBERS)?;
-        let names: BTreeMap<u32, ServiceName> = collect(self.names.iter(), map::NAMES)?;
+        let members: BTreeMap<MemberKey, u32> = self.members.all()?;
+        let names: BTreeMap<u32, ServiceName> = self.names.all()?;
         Ok(tables::Maps {
             frontends,
             services,
             slots,
             backends: self.backends()?,
+            backend_of: self.backend_of.all()?,
             members: members.into_keys().collect(),
             clusters: self.clusters()?,
             names: names.into_iter().map(|(id, name)| (id, object_name(&name))).collect(),
-            pods: collect(self.pods.iter(), map::PODS)?,
+            pods: self.pods.all()?,
             config: self.config.get(0)?,
         })
     }
@@ -194,15 +209,12 @@ impl KernelMaps {
     fn put_frontend(&mut self, key: &FrontendKey, index: u32) -> anyhow::Result<()> {
         let id = self.services.get(index)?.id;
         self.current.set(id, &index)?;
-        match self.frontends.get(key, 0) {
-            Ok(old) if old == id => Ok(()),
-            _ => Ok(self.frontends.insert(key, &id, 0)?),
-        }
+        if self.frontends.get(key)? == Some(id) { Ok(()) } else { self.frontends.insert(key, &id) }
     }
 
     /// Where each frontend leads: indexes in `SERVICES`.
     fn frontends(&self) -> anyhow::Result<BTreeMap<FrontendKey, u32>> {
-        let ids: BTreeMap<FrontendKey, u32> = collect(self.frontends.iter(), map::FRONTENDS)?;
+        let ids: BTreeMap<FrontendKey, u32> = self.frontends.all()?;
         ids.into_iter().map(|(key, id)| Ok((key, self.current.get(id)?))).collect()
     }
 
@@ -223,8 +235,18 @@ impl KernelMaps {
 
     /// How often the backend at `index` was chosen since it has this generation.
     pub fn chosen(&self, index: u32, generation: u32) -> anyhow::Result<u64> {
+        Ok(self.state(index, generation)?.map_or(0, |state| state.chosen))
+    }
+
+    /// What the programs learned about the backend at `index` since it has this generation; none if that is nothing.
+    pub fn state(&self, index: u32, generation: u32) -> anyhow::Result<Option<BackendState>> {
         let state = self.backend_state.get(index)?;
-        Ok(if state.generation == generation { state.chosen } else { 0 })
+        Ok((state.generation == generation).then_some(state))
+    }
+
+    /// What the programs learned about clusters, by index.
+    pub fn cluster_states(&self) -> anyhow::Result<BTreeMap<u32, ClusterState>> {
+        self.cluster_state.used(|state| *state != ClusterState::default())
     }
 
     /// What the programs learned about backends, by index.
@@ -232,44 +254,34 @@ impl KernelMaps {
         self.backend_state.used(|state| state.generation != 0)
     }
 
+    /// All that the programs learned, as of now.
+    pub fn learned(&self) -> anyhow::Result<States> {
+        Ok(States { backends: self.states()?, clusters: self.cluster_states()?, now: clock::now()? })
+    }
+
     /// What the programs counted, summed over CPUs.
     pub fn counts(&self) -> anyhow::Result<Counts> {
         let mut counts = Counts::new();
         for counter in Counter::ALL {
-            let by_cpu = self.counters.get(&(counter as u32), 0);
-            let by_cpu = by_cpu.with_context(|| format!("read counter {}", counter.name()))?;
-            counts.insert(counter.name(), by_cpu.iter().sum());
+            counts.insert(counter.name(), self.count(counter)?);
         }
         Ok(counts)
+    }
+
+    /// Likewise for one counter.
+    pub fn count(&self, counter: Counter) -> anyhow::Result<u64> {
+        let by_cpu = self.counters.get(&(counter as u32), 0);
+        let by_cpu = by_cpu.with_context(|| format!("read counter {}", counter.name()))?;
+        Ok(by_cpu.iter().sum())
     }
 }
 
 /// A free entry of `CLUSTERS`.
-const NO_CLUSTER: Cluster = Cluster { verdict: 0, pad: [0; 7], name: [0; 64] };
+const NO_CLUSTER: Cluster =
+    Cluster { verdict: 0, keepalive_idle: 0, keepalive_interval: 0, keepalive_count: 0, syn_timeout: 0, name: [0; 64] };
 
 /// The groups that a tier names.
 fn used_groups(service: &Service) -> impl Iterator<Item = &Group> {
     let used = service.tier_end.iter().copied().max().unwrap_or(0);
     service.groups.iter().take(usize::from(used))
-}
-
-fn hash_map<K: Pod, V: Pod>(map: Map, name: &str) -> anyhow::Result<HashMap<MapData, K, V>> {
-    HashMap::try_from(map).with_context(|| format!("map {name} does not have the layout of abi"))
-}
-
-fn collect<K: Ord, V>(
-    entries: impl Iterator<Item = Result<(K, V), MapError>>,
-    name: &str,
-) -> anyhow::Result<BTreeMap<K, V>> {
-    entries.collect::<Result<_, _>>().with_context(|| format!("read map {name}"))
-}
-
-/// Treats a key that is already gone as removed.
-///
-/// aya reports it as ENOENT from the syscall, not as `MapError::KeyNotFound`.
-fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

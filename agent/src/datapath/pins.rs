@@ -1,12 +1,13 @@
 //! The folder of bpffs in which maps and links outlive the agent.
 
 use super::{
-    HOOKS,
+    EGRESS, HOOKS,
     bpf::{self, BPF_FS_MAGIC, file_system_magic},
     maps,
 };
 use anyhow::{Context, bail, ensure};
 use std::{
+    collections::BTreeSet,
     fs::{self, File, TryLockError},
     io,
     os::{
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tombolo_ebpf::abi::LAYOUT;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 /// What a link is called until it takes the place of an earlier one.
 const NEW: &str = "-new";
@@ -46,7 +47,7 @@ pub(super) enum Found {
     Nothing,
     /// Every map.
     Maps,
-    /// Links of programs whose maps can't be had any more, since a pin is missing.
+    /// Links of programs whose maps can't be had any more: a pin is missing, or they are of another layout.
     Links,
 }
 
@@ -96,6 +97,12 @@ impl Pins {
         self.link(&format!("{hook}{NEW}"))
     }
 
+    /// Where links of this hook are pinned: in the folder of our layout, and in those of others.
+    pub(super) fn earlier_links(&self, hook: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let others = self.others()?.into_iter().map(|layout| layout.join("links").join(hook));
+        Ok([self.link(hook)].into_iter().chain(others).filter(|pin| pin.exists()).collect())
+    }
+
     /// Becomes the one writer of this layout's maps.
     ///
     /// # Errors
@@ -114,17 +121,29 @@ impl Pins {
         self.layouts()?.into_iter().map(Lock::of).collect()
     }
 
+    /// Keeps agents of other layouts from starting here, as long as something of theirs is pinned.
+    ///
+    /// # Errors
+    ///
+    /// One is running.
+    pub(super) fn lock_others(&self) -> anyhow::Result<Vec<Lock>> {
+        self.others()?.into_iter().map(Lock::of).collect()
+    }
+
     /// Says what is pinned. What an agent left that was ended in the middle of its first start is removed: maps that no
     /// program is attached for.
     pub(super) fn sort_out(&self) -> anyhow::Result<Found> {
+        let is_linked = |layout: &Path| HOOKS.iter().any(|hook| layout.join("links").join(hook).exists());
+        let serves_another = self.others()?.iter().any(|layout| is_linked(layout));
         let maps: Vec<_> = maps::PINNED.iter().map(|name| self.map(name)).filter(|pin| pin.exists()).collect();
-        if maps.len() == maps::PINNED.len() {
+        // Maps without a link of ours may never have been filled: no matter, unless programs serve from others.
+        if maps.len() == maps::PINNED.len() && (is_linked(&self.dir()) || !serves_another) {
             return Ok(Found::Maps);
         }
         for pin in &maps {
             unpin(pin)?;
         }
-        Ok(if HOOKS.iter().any(|hook| self.link(hook).exists()) { Found::Links } else { Found::Nothing })
+        Ok(if is_linked(&self.dir()) || serves_another { Found::Links } else { Found::Nothing })
     }
 
     /// Removes everything that any agent pinned here, whatever its layout, and nothing else. Links go first: traffic takes
@@ -134,47 +153,74 @@ impl Pins {
     ///
     /// There is something that no agent put there: the rest was removed. Or something can't be removed.
     pub fn unload(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
-        let mut foreign = Vec::new();
         let layouts = self.layouts()?;
-        for part in ["links", "maps"] {
-            let is_ours = |name: &str| if part == "links" { is_link(name) } else { maps::PINNED.contains(&name) };
-            for dir in layouts.iter().map(|layout| layout.join(part)) {
-                for pin in list(&dir)? {
-                    if pin.file_name().and_then(|name| name.to_str()).is_some_and(is_ours) && !pin.is_dir() {
-                        if part == "links" {
-                            detach(&pin);
-                        }
-                        unpin(&pin)?;
-                        removed.push(pin);
-                    } else {
-                        foreign.push(pin);
-                    }
-                }
-                remove_if_empty(&dir)?;
-            }
-        }
-        for dir in &layouts {
-            let is_foreign = |path: &PathBuf| !path.ends_with("links") && !path.ends_with("maps");
-            foreign.extend(list(dir)?.into_iter().filter(is_foreign));
-            remove_if_empty(dir)?;
-        }
+        let Removed { removed, mut foreign } = remove(&layouts, &BTreeSet::new())?;
         foreign.extend(list(&self.base)?.into_iter().filter(|dir| !layouts.contains(dir)));
         remove_if_empty(&self.base)?;
         if !foreign.is_empty() {
-            let foreign: Vec<_> = foreign.iter().map(|path| path.display().to_string()).collect();
-            bail!(
-                "removed {} pins; left alone what no agent of this version pins: {}",
-                removed.len(),
-                foreign.join(", ")
-            );
+            bail!("removed {} pins; left alone what no agent of this version pins: {}", removed.len(), names(&foreign));
         }
         Ok(removed)
+    }
+
+    /// Removes what agents of other layouts pinned here: our programs are on all hooks now. `links` are the ids of ours,
+    /// of which one that was taken over may be pinned there still.
+    pub(super) fn remove_others(&self, links: &BTreeSet<u64>) -> anyhow::Result<()> {
+        let others = self.others()?;
+        let Removed { removed, foreign } = remove(&others, links)?;
+        if !removed.is_empty() {
+            info!(pins = removed.len(), layouts = names(&others), "pins of another layout removed");
+        }
+        if !foreign.is_empty() {
+            warn!(pins = names(&foreign), "left alone what no agent of this version pins");
+        }
+        Ok(())
+    }
+
+    /// The folders of other layouts.
+    fn others(&self) -> anyhow::Result<Vec<PathBuf>> {
+        Ok(self.layouts()?.into_iter().filter(|layout| *layout != self.dir()).collect())
     }
 
     fn layouts(&self) -> anyhow::Result<Vec<PathBuf>> {
         Ok(list(&self.base)?.into_iter().filter(|dir| is_layout(dir)).collect())
     }
+}
+
+/// What became of pins.
+struct Removed {
+    removed: Vec<PathBuf>,
+    /// What no agent put there; it was left alone.
+    foreign: Vec<PathBuf>,
+}
+
+/// Removes what agents pinned in the folders of these layouts, links first. Programs are taken off their hooks, but those
+/// behind links with an id in `stay`.
+fn remove(layouts: &[PathBuf], stay: &BTreeSet<u64>) -> anyhow::Result<Removed> {
+    let mut done = Removed { removed: Vec::new(), foreign: Vec::new() };
+    for part in ["links", "maps"] {
+        let is_ours = |name: &str| if part == "links" { is_link(name) } else { maps::PINNED.contains(&name) };
+        for dir in layouts.iter().map(|layout| layout.join(part)) {
+            for pin in list(&dir)? {
+                if pin.file_name().and_then(|name| name.to_str()).is_some_and(is_ours) && !pin.is_dir() {
+                    if part == "links" {
+                        detach(&pin, stay);
+                    }
+                    unpin(&pin)?;
+                    done.removed.push(pin);
+                } else {
+                    done.foreign.push(pin);
+                }
+            }
+            remove_if_empty(&dir)?;
+        }
+    }
+    for dir in layouts {
+        let is_foreign = |path: &PathBuf| !path.ends_with("links") && !path.ends_with("maps");
+        done.foreign.extend(list(dir)?.into_iter().filter(is_foreign));
+        remove_if_empty(dir)?;
+    }
+    Ok(done)
 }
 
 impl Lock {
@@ -208,7 +254,8 @@ impl Lock {
 }
 
 fn is_link(name: &str) -> bool {
-    HOOKS.contains(&name.strip_suffix(NEW).unwrap_or(name))
+    let hook = name.strip_suffix(NEW).unwrap_or(name);
+    hook == EGRESS || HOOKS.contains(&hook)
 }
 
 fn is_layout(dir: &Path) -> bool {
@@ -230,11 +277,24 @@ fn list(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Takes a program off its hook. Otherwise that would happen a moment after its link is unpinned.
-fn detach(pin: &Path) {
-    if let Err(error) = bpf::open_pin(pin).and_then(|link| bpf::detach(link.as_fd())) {
-        debug!(%error, pin = %pin.display(), "link not detached before it is unpinned");
+/// Takes a program off its hook, unless its link has to `stay`. Otherwise that would happen a moment after it is
+/// unpinned.
+fn detach(pin: &Path, stay: &BTreeSet<u64>) {
+    let take_off = |pin: &Path| -> anyhow::Result<()> {
+        let link = bpf::open_pin(pin)?;
+        if stay.is_empty() || !stay.contains(&bpf::link_field(link.as_fd(), "link_id")?) {
+            bpf::detach(link.as_fd())?;
+        }
+        Ok(())
+    };
+    if let Err(error) = take_off(pin) {
+        debug!(error = format!("{error:#}"), pin = %pin.display(), "link not detached before it is unpinned");
     }
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", ")
 }
 
 /// Removes a pin. It is fine if it is gone.
@@ -271,10 +331,15 @@ mod tests {
 
     #[test]
     fn unloading_removes_the_pins_of_all_layouts_and_the_folders() {
-        let folder =
-            folder(&["p/v1/links/connect4", "p/v1/links/connect6-new", "p/v1/maps/SLOTS", "p/v12/maps/CONFIG"]);
+        let folder = folder(&[
+            "p/v1/links/connect4",
+            "p/v1/links/connect6-new",
+            "p/v1/links/egress",
+            "p/v1/maps/SLOTS",
+            "p/v12/maps/CONFIG",
+        ]);
         let removed = Pins::new(folder.path().join("p")).unload().unwrap();
-        assert_eq!(removed.len(), 4);
+        assert_eq!(removed.len(), 5);
         assert!(removed[0].ends_with("v1/links/connect4"), "links go first: {removed:?}");
         assert!(!folder.path().join("p").exists());
         assert_eq!(Pins::new(folder.path().join("p")).unload().unwrap(), Vec::<PathBuf>::new());

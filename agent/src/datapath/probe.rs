@@ -48,6 +48,8 @@ pub fn services(own: &ClusterName) -> impl Iterator<Item = (FrontendKey, Desired
             name: ObjectName { namespace: "tombolo".to_owned(), name: "probe".to_owned() },
             affinity_seconds: None,
             exclusive: false,
+            no_abort: false,
+            draining: Vec::new(),
             tiers: vec![vec![DesiredGroup { cluster: own.clone(), weight: 1, members: vec![member] }]],
         };
         (FrontendKey { addr: bytes(dialled), port: PORT.to_be_bytes(), proto: UDP, pad: 0 }, service)
