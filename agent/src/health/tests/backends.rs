@@ -1,0 +1,152 @@
+//! Single backends that fail while their cluster works.
+
+use crate::health::simulation::{MILLI, Pod, SECOND, World};
+
+fn settled(seed: u64) -> World {
+    let mut world = World::new(seed, 2, 10);
+    world.traffic(1, 100);
+    world.pass(5 * SECOND);
+    world
+}
+
+#[test]
+fn a_backend_that_hangs_is_dead_soon_and_back_once_it_answers() {
+    for seed in 0..10 {
+        let mut world = settled(seed);
+        world.pods.insert(1004, Pod::Hangs);
+        let hung = world.since_start();
+        world.pass(30 * SECOND);
+        assert!(world.is_dead(1004), "seed {seed}");
+        let dead = world.history.iter().find(|(at, changed)| *at >= hung && !changed.dead.is_empty()).unwrap().0 - hung;
+        assert!(dead <= 1000 * MILLI, "seed {seed}: {dead:?} with a connect to it every 50 ms");
+        assert_eq!(world.flips(1), []);
+        world.pods.remove(&1004);
+        world.pass(31 * SECOND);
+        assert!(!world.is_dead(1004));
+        assert_eq!(world.changed().dead.len(), 0);
+    }
+}
+
+#[test]
+fn a_backend_that_refuses_is_left_to_the_kernel() {
+    for seed in 0..10 {
+        let mut world = settled(seed);
+        world.pods.insert(1004, Pod::Refuses);
+        // A connect that was not answered has it asked, too.
+        let failure = super::super::Failure::Unanswered;
+        let event = super::super::Event::Failed { backend: 1004, generation: 1, failure };
+        world.health.event(event, &world.seen, world.now);
+        world.pass(60 * SECOND);
+        assert_eq!(world.flips(1), []);
+        let dead = |(_, changed): &(_, crate::health::Changed)| !changed.dead.is_empty();
+        assert!(!world.history.iter().any(dead), "what is still connected to it would be aborted");
+    }
+}
+
+#[test]
+fn a_backend_that_died_again_is_asked_less_often() {
+    let mut world = settled(2);
+    let mut deaths = Vec::new();
+    for round in 0..240 {
+        world.pods.insert(1004, if round % 2 == 0 { Pod::Hangs } else { Pod::Answers });
+        world.pass(SECOND);
+        deaths.push(world.is_dead(1004));
+    }
+    let flips = |deaths: &[bool]| deaths.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(flips(&deaths[..60]) > flips(&deaths[180..]), "{} {}", flips(&deaths[..60]), flips(&deaths[180..]));
+    assert!(flips(&deaths[180..]) <= 8);
+}
+
+#[test]
+fn pods_that_hang_take_no_cluster_along() {
+    for seed in 0..10 {
+        let mut world = settled(seed);
+        // As many as there are canaries, wherever these are.
+        for number in [seed % 10, (seed + 3) % 10, (seed + 7) % 10] {
+            world.pods.insert(1000 + u32::try_from(number).unwrap(), Pod::Hangs);
+        }
+        world.pass(60 * SECOND);
+        assert_eq!(world.flips(1), [], "seed {seed}");
+        assert_eq!(world.changed().dead.len(), 3);
+    }
+}
+
+#[test]
+fn canaries_that_hang_without_traffic_are_found_too() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, 1, 10);
+        world.pass(10 * SECOND);
+        let canaries = world.health.view(world.now)[0].paths[0].canaries.clone();
+        for canary in &canaries {
+            let (backend, _) = world.used.backends.iter().find(|(_, used)| used.address == canary.address).unwrap();
+            world.pods.insert(*backend, Pod::Hangs);
+        }
+        world.pass(60 * SECOND);
+        assert_eq!(world.flips(1), [], "seed {seed}");
+        assert_eq!(world.changed().dead.len(), 3, "seed {seed}");
+    }
+}
+
+#[test]
+fn one_pod_that_hangs_and_is_all_there_is_of_a_cluster_is_like_a_cluster_that_is_gone() {
+    let mut world = World::new(3, 2, 1);
+    world.traffic(1, 50);
+    world.pass(10 * SECOND);
+    world.pods.insert(1000, Pod::Hangs);
+    world.pass(SECOND);
+    assert!(world.is_down(1));
+}
+
+#[test]
+fn what_failed_for_somebody_and_answers_us_is_not_dead() {
+    let mut world = settled(4);
+    for _ in 0..50 {
+        let failure = super::super::Failure::Unanswered;
+        let event = super::super::Event::Failed { backend: 1003, generation: 1, failure };
+        world.health.event(event, &world.seen, world.now);
+        world.poll();
+        world.pass(200 * MILLI);
+    }
+    assert!(world.history.iter().all(|(_, changed)| changed.dead.is_empty()));
+}
+
+#[test]
+fn a_dying_cluster_does_not_have_its_backends_judged_one_by_one() {
+    let mut world = World::new(5, 2, 500);
+    world.traffic(1, 500);
+    world.pass(10 * SECOND);
+    let before = world.probes;
+    world.set_up(1, false);
+    world.pass(2 * SECOND);
+    assert!(world.is_down(1));
+    assert!(world.history.iter().all(|(_, changed)| changed.dead.is_empty()), "one write takes the cluster out");
+    assert!(world.probes - before <= 300, "{}", world.probes - before);
+}
+
+#[test]
+fn a_dead_backend_that_no_service_leads_to_stays_dead_and_is_no_canary() {
+    let mut world = settled(7);
+    world.pods.insert(1004, Pod::Hangs);
+    world.pass(2 * SECOND);
+    let backend = world.used.backends.get_mut(&1004).unwrap();
+    (backend.dead, backend.serves) = (true, false);
+    let gone = backend.address;
+    world.use_these();
+    world.pass(10 * SECOND);
+    assert!(world.is_dead(1004));
+    let view = world.health.view(world.now);
+    assert!(
+        view.iter().flat_map(|view| &view.paths).flat_map(|path| &path.canaries).all(|canary| canary.address != gone)
+    );
+}
+
+#[test]
+fn a_backend_that_is_no_longer_used_is_forgotten() {
+    let mut world = settled(6);
+    world.pods.insert(1004, Pod::Hangs);
+    world.pass(2 * SECOND);
+    assert!(world.is_dead(1004));
+    world.used.backends.get_mut(&1004).unwrap().generation = 2;
+    world.use_these();
+    assert!(!world.is_dead(1004), "its index has another backend now");
+}
