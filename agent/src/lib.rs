@@ -4,6 +4,7 @@ pub mod alias;
 pub mod cli;
 pub mod control;
 pub mod datapath;
+pub mod health;
 pub mod model;
 pub mod plan;
 pub mod prefixes;

@@ -2,25 +2,35 @@
 //! carry it out, and answers questions.
 
 mod answers;
+mod judging;
 mod pods;
+mod refusing;
 mod writer;
 
 use crate::{
     control::Asked,
     datapath::{Kernel, pins::Pins, probe},
+    health::{Changed, ClusterView, driver::Fact, gateways},
     model::{Model, ObjectName, Place},
     report::Question,
-    resolve::resolve,
+    resolve::{Conditions, resolve},
     sources::{Event, Problem},
-    tables::Desired,
+    tables::{Desired, Verdicts},
 };
+use anyhow::Context;
+use judging::Judging;
 use pods::{Exempt, PodCgroups};
+use refusing::Refusing;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
 };
-use tokio::{sync::mpsc, task::block_in_place, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    task::block_in_place,
+    time::MissedTickBehavior,
+};
 use tracing::{debug, error, info, warn};
 use writer::Writer;
 
@@ -35,6 +45,8 @@ const PROOF: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
 /// How often the programs' log is read, if they were built to have one.
 const LISTEN: Duration = Duration::from_millis(200);
+/// How often health is told what the tables use, at most.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Everything the loop owns.
 pub struct Reconciler {
@@ -43,6 +55,12 @@ pub struct Reconciler {
     cgroup: PathBuf,
     writer: Writer<Kernel>,
     model: Model,
+    /// How often the model changed.
+    changes: u64,
+    /// What health found out that tables are resolved with.
+    conditions: Conditions,
+    judging: Judging,
+    refusing: Refusing,
     desired: Desired,
     pod_cgroups: PodCgroups,
     exempt: Exempt,
@@ -77,8 +95,16 @@ struct Faults {
 }
 
 impl Reconciler {
-    /// Starts from what the kernel holds.
-    pub fn new(place: Place, pins: Pins, cgroup: PathBuf, kernel: Kernel) -> anyhow::Result<Self> {
+    /// Starts from what the kernel holds. `udp_refusal` is how long connected UDP sockets are watched after a loss.
+    pub fn new(
+        place: Place,
+        pins: Pins,
+        cgroup: PathBuf,
+        kernel: Kernel,
+        facts: mpsc::Sender<Fact>,
+        views: watch::Receiver<Vec<ClusterView>>,
+        udp_refusal: Duration,
+    ) -> anyhow::Result<Self> {
         let capacity = kernel.capacity;
         Ok(Self {
             writer: Writer::new(kernel, capacity, place.cluster.clone())?,
@@ -86,6 +112,10 @@ impl Reconciler {
             pins,
             cgroup,
             model: Model::default(),
+            changes: 0,
+            conditions: Conditions::default(),
+            judging: Judging::new(facts, views),
+            refusing: Refusing::new(udp_refusal),
             desired: Desired::default(),
             pod_cgroups: PodCgroups::default(),
             exempt: Exempt::default(),
@@ -111,17 +141,25 @@ impl Reconciler {
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut questions: mpsc::Receiver<Asked>,
+        mut changes: watch::Receiver<Changed>,
     ) -> anyhow::Result<()> {
         let every = |period| {
             let mut interval = tokio::time::interval(period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         };
-        let (mut tick, mut look, mut listen) = (every(TICK), every(LOOK), every(LISTEN));
+        let (mut tick, mut look, mut listen, mut tell) = (every(TICK), every(LOOK), every(LISTEN), every(TELL));
         // The probe's own services come first: full tables must not keep us from being proven.
         block_in_place(|| self.pass());
         loop {
             tokio::select! {
+                // In this order: what health found out can't wait.
+                biased;
+                changed = changes.changed() => {
+                    changed.context("health has ended")?;
+                    let changed = changes.borrow_and_update().clone();
+                    block_in_place(|| self.heed(changed));
+                }
                 event = events.recv() => {
                     let Some(event) = event else { return Ok(()) };
                     let mut changed = self.absorb(event);
@@ -140,6 +178,7 @@ impl Reconciler {
                         self.pass();
                     }
                 }),
+                _ = tell.tick() => block_in_place(|| self.tell_health()),
                 _ = tick.tick() => block_in_place(|| self.tick()),
             }
         }
@@ -148,7 +187,11 @@ impl Reconciler {
     /// Takes in what a source says; whether the tables may have to change.
     fn absorb(&mut self, event: Event) -> bool {
         match event {
-            Event::Changes(changes) => changes.into_iter().fold(false, |any, change| self.model.apply(change) | any),
+            Event::Changes(changes) => {
+                let any = changes.into_iter().fold(false, |any, change| self.model.apply(change) | any);
+                self.changes += u64::from(any);
+                any
+            }
             Event::Synced { complete } => {
                 info!(
                     services = self.model.services.len(),
@@ -180,8 +223,9 @@ impl Reconciler {
 
     /// Brings the kernel in step with the model.
     fn pass(&mut self) {
-        let resolved = resolve(&self.model, &self.place, &self.exempt.pods, self.exempt.level);
+        let resolved = resolve(&self.model, &self.place, &self.conditions, &self.exempt.pods, self.exempt.level);
         self.desired = resolved.desired;
+        gateways::set_apart(&mut self.desired, &self.place.cluster);
         self.desired.services.extend(probe::services(&self.place.cluster));
         self.service_problems = BTreeMap::new();
         let mut found: BTreeMap<ObjectName, Vec<String>> = BTreeMap::new();
@@ -194,11 +238,7 @@ impl Reconciler {
         }
         found.retain(|_, texts| !texts.is_empty());
         self.note_problems(found);
-        let written = self.writer.bring_in_step(&self.desired, self.complete);
-        self.faults.tables = written.err().map(|error| {
-            error!(error = format!("{error:#}"), "tables not brought in step, will be tried again");
-            format!("the tables are not in step with what is desired: {error:#}")
-        });
+        self.write();
         if self.faults.tables.is_none() && self.complete && self.writer.datapath.waits() {
             self.take_over();
         }
@@ -206,6 +246,29 @@ impl Reconciler {
         if self.faults.proof.is_some() && self.proven.is_none_or(|last| last.elapsed() >= TICK) {
             self.prove();
         }
+    }
+
+    /// Puts what health found out into force.
+    fn judge(&mut self, verdicts: Verdicts) {
+        let judged = self.writer.judge(verdicts);
+        if judged.is_err() {
+            self.note_written(judged);
+        }
+        self.mind_udp();
+    }
+
+    /// Brings the kernel in step with what is desired.
+    fn write(&mut self) {
+        let written = self.writer.bring_in_step(&self.desired, self.complete, Instant::now());
+        self.note_written(written);
+        self.mind_udp();
+    }
+
+    fn note_written(&mut self, written: anyhow::Result<()>) {
+        self.faults.tables = written.err().map(|error| {
+            error!(error = format!("{error:#}"), "tables not brought in step, will be tried again");
+            format!("the tables are not in step with what is desired: {error:#}")
+        });
     }
 
     /// Puts our programs in place of an earlier agent's, whose maps could not be had.
@@ -236,12 +299,16 @@ impl Reconciler {
             }
             Err(error) => self.note_hooks(Some(format!("{error:#}"))),
         }
+        self.count_refused_udp();
+        self.mind_udp();
         if self.audited.elapsed() >= AUDIT {
             self.audit();
         }
         let behind = self.faults.tables.is_some() || self.writer.datapath.waits();
         if self.look_for_pods(true) || behind {
             self.pass();
+        } else if self.complete && self.writer.has_idle(Instant::now()) {
+            self.write();
         }
         let is_due = self.proven.is_none_or(|last| last.elapsed() >= PROOF);
         if self.faults.proof.is_some() || is_due || probe::is_cheap(&self.cgroup) {

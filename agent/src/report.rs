@@ -3,8 +3,15 @@
 //! Each says whose truth it is: what the source stated, what the tables should hold (desired), or what the kernel holds
 //! (installed).
 
+mod learned;
+#[cfg(test)]
+mod tests;
+
+pub use learned::{ClusterRow, Ejected, Learned, Suspect, seconds};
+
 use crate::{
     datapath::{Counts, probe},
+    health::ClusterView,
     model::{ClusterName, ObjectName},
     tables::{DesiredService, Installed, cluster_name},
 };
@@ -13,7 +20,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
-use tombolo_ebpf::abi::{Backend, BackendState, FrontendKey, TCP, path, service_flag, verdict};
+use tombolo_ebpf::abi::{Backend, BackendState, Cluster, ClusterState, FrontendKey, TCP, path, service_flag, verdict};
 
 /// A question to a running agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +69,10 @@ pub struct Status {
     pub backends: usize,
     /// Pods of this node, installed, whose connections are left alone.
     pub exempt_pods: usize,
-    /// Clusters by name, as the kernel has them: `ok`, `draining` or `dead`.
-    pub clusters: BTreeMap<String, String>,
+    /// Clusters by name, as the kernel has them.
+    pub clusters: BTreeMap<String, ClusterRow>,
+    /// Backends that are left out, whoever found them failing.
+    pub ejected: usize,
     /// What the programs counted since their maps were made.
     pub counters: BTreeMap<String, u64>,
     /// How often the tables were found to hold something else than this agent wrote; unknown once the agent is gone.
@@ -121,8 +130,12 @@ pub struct Service {
     pub protocol: String,
     /// ClientIP affinity's timeout.
     pub affinity_seconds: Option<u32>,
+    /// Whether its connections to what is known dead are aborted.
+    pub abort: bool,
     /// Backends that it should have; unknown once the agent is gone.
     pub desired_backends: Option<usize>,
+    /// Endpoints that keep what they have and take nothing new; unknown once the agent is gone.
+    pub draining: Option<Vec<SocketAddr>>,
     /// Its tiers in the kernel, best first; empty if it isn't installed or has no endpoint.
     pub tiers: Vec<Vec<Group>>,
     /// Its backends in the kernel, all tiers together.
@@ -136,10 +149,14 @@ pub struct Service {
 pub struct Group {
     /// The cluster.
     pub cluster: String,
+    /// Its cluster's state: `up`, `suspect`, `draining` or `down`. Suspicion may be one pod's only.
+    pub state: String,
     /// Its share of the tier while all the tier's clusters are up, 0 to 1.
     pub share: f64,
     /// Its backends.
     pub backends: Vec<SocketAddr>,
+    /// How many of them are left out, because they are dead or ejected for all.
+    pub out: usize,
 }
 
 impl Eq for Group {}
@@ -168,14 +185,47 @@ pub struct BackendRow {
     pub verdict: String,
     /// How often it was chosen.
     pub chosen: u64,
+    /// What became of it; for UDP nothing is known.
+    #[serde(flatten)]
+    pub learned: Learned,
     /// The services it belongs to.
     pub services: Vec<String>,
+}
+
+/// What programs learned, as it was read from the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// About backends, by index.
+    pub backends: BTreeMap<u32, BackendState>,
+    /// About clusters, by index.
+    pub clusters: BTreeMap<u32, ClusterState>,
+    /// The kernel's time in nanoseconds when it was read.
+    pub now: u64,
+}
+
+impl States {
+    /// What was learned about this backend, and not about one that had its index before.
+    fn of(&self, index: u32, backend: &Backend) -> BackendState {
+        let state = self.backends.get(&index).filter(|state| state.generation == backend.generation);
+        state.copied().unwrap_or_default()
+    }
+
+    fn is_out(&self, index: u32, backend: &Backend) -> bool {
+        let ejected = Learned::of(&self.of(index, backend), self.now).ejected;
+        backend.verdict != verdict::OK || ejected.is_some_and(|ejected| ejected.for_all)
+    }
+
+    fn cluster_row(&self, index: u32, entry: &Cluster) -> ClusterRow {
+        let state = self.clusters.get(&index).copied().unwrap_or_default();
+        ClusterRow::of(cluster_verdict(entry.verdict), entry.syn_timeout, &state, self.now)
+    }
 }
 
 /// The frontends as the kernel holds them, with what is known of the desired ones and their problems.
 pub fn services(
     agent: Agent,
     installed: &Installed,
+    states: &States,
     desired: Option<&BTreeMap<FrontendKey, DesiredService>>,
     problems: &BTreeMap<FrontendKey, Vec<String>>,
 ) -> Services {
@@ -186,7 +236,7 @@ pub fn services(
         .filter(|key| !probe::is_probe(key.addr))
         .map(|key| {
             let wanted = desired.and_then(|desired| desired.get(key));
-            service(key, installed, wanted, problems.get(key).cloned().unwrap_or_default())
+            service(key, installed, states, wanted, problems.get(key).cloned().unwrap_or_default())
         })
         .collect();
     services.sort_by(|a, b| (&a.name, a.address, &a.protocol).cmp(&(&b.name, b.address, &b.protocol)));
@@ -196,19 +246,22 @@ pub fn services(
 fn service(
     key: &FrontendKey,
     installed: &Installed,
+    states: &States,
     wanted: Option<&DesiredService>,
     problems: Vec<String>,
 ) -> Service {
     let entry = installed.service(key);
     let name = wanted.map(|wanted| &wanted.name).or_else(|| installed.names().get(&entry?.id));
-    let tiers = entry.map(|entry| tiers(entry, installed)).unwrap_or_default();
+    let tiers = entry.map(|entry| tiers(entry, installed, states)).unwrap_or_default();
     let backends: BTreeSet<_> = tiers.iter().flatten().flat_map(|group| &group.backends).copied().collect();
     Service {
         name: name.map_or_else(|| "?".to_owned(), ObjectName::to_string),
         address: socket_address(key.addr, key.port),
         protocol: protocol(key.proto),
         affinity_seconds: entry.filter(|entry| entry.flags & service_flag::AFFINITY != 0).map(|e| e.affinity_seconds),
+        abort: entry.is_none_or(|entry| entry.flags & service_flag::NO_ABORT == 0),
         desired_backends: wanted.map(wanted_backends),
+        draining: wanted.map(draining),
         tiers,
         backends: backends.into_iter().collect(),
         problems,
@@ -220,7 +273,12 @@ fn wanted_backends(wanted: &DesiredService) -> usize {
     members.map(|member| (member.addr, member.port)).collect::<BTreeSet<_>>().len()
 }
 
-fn tiers(entry: &tombolo_ebpf::abi::Service, installed: &Installed) -> Vec<Vec<Group>> {
+fn draining(wanted: &DesiredService) -> Vec<SocketAddr> {
+    let ends: BTreeSet<_> = wanted.draining.iter().map(|member| socket_address(member.addr, member.port)).collect();
+    ends.into_iter().collect()
+}
+
+fn tiers(entry: &tombolo_ebpf::abi::Service, installed: &Installed, states: &States) -> Vec<Vec<Group>> {
     let mut tiers = Vec::new();
     let mut start = 0;
     for end in entry.tier_end.map(usize::from) {
@@ -229,14 +287,15 @@ fn tiers(entry: &tombolo_ebpf::abi::Service, installed: &Installed) -> Vec<Vec<G
         let mut before = 0;
         let mut tier = Vec::new();
         for group in groups {
-            let backends: BTreeSet<_> = installed
-                .slots(group)
-                .iter()
-                .filter_map(|slot| installed.backend(slot.backend))
-                .map(|backend| socket_address(backend.addr, backend.port))
-                .collect();
+            let slots: BTreeSet<u32> = installed.slots(group).iter().map(|slot| slot.backend).collect();
+            let entries: Vec<_> =
+                slots.into_iter().filter_map(|index| Some((index, installed.backend(index)?))).collect();
+            let addresses = entries.iter().map(|(_, backend)| socket_address(backend.addr, backend.port));
+            let backends: BTreeSet<_> = addresses.collect();
             tier.push(Group {
                 cluster: cluster(installed, group.cluster),
+                state: cluster_state(installed, states, group.cluster),
+                out: entries.iter().filter(|(index, backend)| states.is_out(*index, backend)).count(),
                 share: f64::from(group.upto.saturating_sub(before)) / f64::from(total),
                 backends: backends.into_iter().collect(),
             });
@@ -248,12 +307,8 @@ fn tiers(entry: &tombolo_ebpf::abi::Service, installed: &Installed) -> Vec<Vec<G
     tiers
 }
 
-/// The backends in the kernel; `states` is what the programs learned about them, by index.
-pub fn backends(agent: Agent, installed: &Installed, states: &BTreeMap<u32, BackendState>) -> Backends {
-    // What was learned of an earlier generation is about another backend.
-    let chosen = |index: u32, generation: u32| {
-        states.get(&index).filter(|state| state.generation == generation).map_or(0, |state| state.chosen)
-    };
+/// The backends in the kernel, with what the programs learned about them.
+pub fn backends(agent: Agent, installed: &Installed, states: &States) -> Backends {
     let mut names: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
     for key in installed.frontends().keys() {
         let Some(entry) = installed.service(key) else { continue };
@@ -269,7 +324,8 @@ pub fn backends(agent: Agent, installed: &Installed, states: &BTreeMap<u32, Back
         protocol: protocol(backend.proto),
         path: if backend.path == path::GATEWAY { "gateway" } else { "pod" }.to_owned(),
         verdict: verdict_text(backend.verdict).to_owned(),
-        chosen: chosen(index, backend.generation),
+        chosen: states.of(index, backend).chosen,
+        learned: Learned::of(&states.of(index, backend), states.now),
         services: names.get(&index).into_iter().flatten().cloned().collect(),
     };
     let mut backends: Vec<_> = installed.backends().filter(|(_, backend)| !is_probed(backend)).map(row).collect();
@@ -297,10 +353,36 @@ pub fn counters(counts: Counts) -> BTreeMap<String, u64> {
     counts.into_iter().map(|(name, n)| (name.to_owned(), n)).collect()
 }
 
-/// Clusters by name, with the kernel's verdict.
-pub fn clusters(installed: &Installed) -> BTreeMap<String, String> {
-    let entries = installed.clusters().values();
-    entries.map(|entry| (cluster_name(entry).0, verdict_text(entry.verdict).to_owned())).collect()
+/// Clusters by name, with what is in the kernel about them and what a running agent thinks of their health.
+pub fn clusters(installed: &Installed, states: &States, health: &[ClusterView]) -> BTreeMap<String, ClusterRow> {
+    let row = |(index, entry): (&u32, &Cluster)| {
+        let name = cluster_name(entry).0;
+        let health = health.iter().find(|view| view.name == name).cloned();
+        let since_ms = health.as_ref().and_then(|view| view.paths.iter().filter_map(|path| path.changed_ms).min());
+        (name, ClusterRow { health, since_ms, ..states.cluster_row(*index, entry) })
+    };
+    installed.clusters().iter().map(row).collect()
+}
+
+/// How many backends are ejected, be it for one pod only.
+pub fn count_ejected(installed: &Installed, states: &States) -> usize {
+    let is_ejected = |(index, backend): &(u32, &Backend)| states.of(*index, backend).ejected_until != 0;
+    installed.backends().filter(|(_, backend)| !is_probed(backend)).filter(is_ejected).count()
+}
+
+fn cluster_state(installed: &Installed, states: &States, index: u32) -> String {
+    let Some(entry) = installed.clusters().get(&index) else { return "?".to_owned() };
+    let row = states.cluster_row(index, entry);
+    if row.verdict == "up" && row.suspect.is_some() { "suspect".to_owned() } else { row.verdict }
+}
+
+fn cluster_verdict(value: u8) -> &'static str {
+    match value {
+        verdict::OK => "up",
+        verdict::DRAINING => "draining",
+        verdict::DEAD => "down",
+        _ => "?",
+    }
 }
 
 fn cluster(installed: &Installed, index: u32) -> String {
@@ -326,176 +408,4 @@ pub fn socket_address(addr: [u8; 16], port: [u8; 2]) -> SocketAddr {
     let addr = Ipv6Addr::from(addr);
     let addr = addr.to_ipv4_mapped().map_or(IpAddr::V6(addr), IpAddr::V4);
     SocketAddr::new(addr, u16::from_be_bytes(port))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        model::{ClusterName, Path},
-        plan::plan,
-        tables::{Capacity, Desired, DesiredGroup, Member},
-    };
-    use tombolo_ebpf::abi::UDP;
-
-    const CAPACITY: Capacity =
-        Capacity { frontends: 64, services: 128, slots: 512, backends: 128, members: 512, pods: 8 };
-
-    fn mapped(text: &str) -> ([u8; 16], [u8; 2]) {
-        let address: SocketAddr = text.parse().unwrap();
-        let bytes = match address.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
-        };
-        (bytes, address.port().to_be_bytes())
-    }
-
-    fn key(address: &str, proto: u8) -> FrontendKey {
-        let (addr, port) = mapped(address);
-        FrontendKey { addr, port, proto, pad: 0 }
-    }
-
-    fn group(cluster: &str, weight: u32, backends: &[&str], path: Path) -> DesiredGroup {
-        let cluster = ClusterName(cluster.to_owned());
-        let member = |backend: &&str| {
-            let (addr, port) = mapped(backend);
-            Member { addr, port, path, cluster: cluster.clone(), weight: 1 }
-        };
-        DesiredGroup { members: backends.iter().map(member).collect(), weight, cluster }
-    }
-
-    fn service(name: &str, tiers: Vec<Vec<DesiredGroup>>) -> DesiredService {
-        let name = ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
-        DesiredService { name, affinity_seconds: None, exclusive: false, tiers }
-    }
-
-    /// A service of two tiers, one of UDP with affinity, one without endpoints, and the probe's own.
-    fn desired() -> Desired {
-        let own = ClusterName("west".to_owned());
-        let near = group("west", 3, &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], Path::Pod);
-        let far = group("east", 1, &["10.1.0.1:80"], Path::Pod);
-        let last = group("north", 1, &["192.168.0.1:15000"], Path::Gateway);
-        let mut services: BTreeMap<_, _> = probe::services(&own).collect();
-        services.insert(key("10.96.0.10:80", TCP), service("web", vec![vec![near, far], vec![last]]));
-        let dns = vec![vec![group("west", 1, &["[fd00::1]:53"], Path::Pod)]];
-        services
-            .insert(key("[fd00:96::a]:53", UDP), DesiredService { affinity_seconds: Some(600), ..service("dns", dns) });
-        services.insert(key("10.96.0.11:80", TCP), service("empty", Vec::new()));
-        Desired { services, ..Desired::default() }
-    }
-
-    fn installed(desired: &Desired) -> Installed {
-        let mut installed = Installed::default();
-        let plan = plan(desired, &installed, &CAPACITY, &ClusterName("west".to_owned()), true);
-        plan.steps.iter().for_each(|step| installed.apply(step));
-        installed
-    }
-
-    fn addresses(list: &[&str]) -> Vec<SocketAddr> {
-        list.iter().map(|address| address.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn services_are_told_with_tiers_and_shares_and_without_the_probes_own() {
-        let desired = desired();
-        let told = services(Agent::Running, &installed(&desired), Some(&desired.services), &BTreeMap::new());
-        let names: Vec<_> = told.services.iter().map(|service| service.name.as_str()).collect();
-        assert_eq!(names, ["shop/dns", "shop/empty", "shop/web"]);
-        let [dns, empty, web] = &told.services[..] else { panic!("three services") };
-        assert_eq!((dns.protocol.as_str(), dns.affinity_seconds), ("UDP", Some(600)));
-        assert_eq!((dns.address, &dns.backends), ("[fd00:96::a]:53".parse().unwrap(), &addresses(&["[fd00::1]:53"])));
-        assert_eq!((empty.desired_backends, empty.tiers.len(), empty.backends.len()), (Some(0), 0, 0));
-        assert_eq!((web.desired_backends, web.backends.len(), web.affinity_seconds), (Some(5), 5, None));
-        let shares: Vec<Vec<_>> = web
-            .tiers
-            .iter()
-            .map(|tier| tier.iter().map(|group| (group.cluster.as_str(), group.share)).collect())
-            .collect();
-        assert_eq!(shares, [vec![("west", 0.75), ("east", 0.25)], vec![("north", 1.0)]]);
-        assert_eq!(web.tiers[1][0].backends, addresses(&["192.168.0.1:15000"]));
-    }
-
-    #[test]
-    fn what_is_installed_and_what_is_desired_are_told_apart() {
-        let desired = desired();
-        let kernel = installed(&desired);
-        let gone = services(Agent::Gone, &kernel, None, &BTreeMap::new());
-        assert!(gone.services.iter().all(|service| service.desired_backends.is_none()), "nobody knows it any more");
-        assert_eq!(gone.services[2].name, "shop/web", "the name is in the tables");
-
-        let problems = BTreeMap::from([(key("10.96.0.12:80", TCP), vec!["not installed: no room".to_owned()])]);
-        let mut more = desired.services.clone();
-        more.insert(
-            key("10.96.0.12:80", TCP),
-            service("late", vec![vec![group("west", 1, &["10.0.0.9:80"], Path::Pod)]]),
-        );
-        let told = services(Agent::Running, &kernel, Some(&more), &problems);
-        let late = told.services.iter().find(|service| service.name == "shop/late").unwrap();
-        assert_eq!((late.desired_backends, late.backends.len()), (Some(1), 0));
-        assert_eq!(late.problems, ["not installed: no room"]);
-    }
-
-    #[test]
-    fn backends_are_told_with_their_services_and_how_often_they_were_chosen() {
-        let kernel = installed(&desired());
-        let index =
-            |address: &str| kernel.backends().find(|(_, backend)| (backend.addr, backend.port) == mapped(address));
-        let (near, entry) = index("10.0.0.2:80").unwrap();
-        let (far, other) = index("10.1.0.1:80").unwrap();
-        let state = |generation, chosen| BackendState { generation, pad: 0, chosen };
-        // The second was learned of a backend that had the index before.
-        let states = BTreeMap::from([(near, state(entry.generation, 7)), (far, state(other.generation + 1, 9))]);
-        let told = backends(Agent::Gone, &kernel, &states);
-        let row = |address: &str| {
-            let address = address.parse().unwrap();
-            told.backends.iter().find(|row| row.address == address).unwrap()
-        };
-        assert_eq!(told.backends.len(), 6, "the probe's own are left out");
-        assert_eq!((row("10.0.0.2:80").chosen, row("10.1.0.1:80").chosen, row("10.0.0.1:80").chosen), (7, 0, 0));
-        assert_eq!(row("10.0.0.2:80").services, ["shop/web"]);
-        assert_eq!((row("192.168.0.1:15000").path.as_str(), row("10.0.0.2:80").path.as_str()), ("gateway", "pod"));
-        assert_eq!((row("[fd00::1]:53").protocol.as_str(), row("[fd00::1]:53").cluster.as_str()), ("UDP", "west"));
-        assert!(told.backends.iter().all(|row| row.verdict == "ok"));
-        assert!(told.backends.is_sorted());
-    }
-
-    #[test]
-    fn counts_leave_the_probe_out() {
-        let desired = desired();
-        let kernel = installed(&desired);
-        assert_eq!((kernel.frontends().len(), count(kernel.frontends().keys())), (5, 3));
-        assert_eq!((kernel.backends().count(), count_backends(&kernel)), (8, 6));
-        let expected = ["east", "north", "west"].map(|name| (name.to_owned(), "ok".to_owned()));
-        assert_eq!(clusters(&kernel), expected.into());
-    }
-
-    #[test]
-    fn every_document_comes_back_as_it_was_sent() {
-        let desired = desired();
-        let kernel = installed(&desired);
-        let told = services(Agent::Running, &kernel, Some(&desired.services), &BTreeMap::new());
-        let again: Services = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
-        assert_eq!(again, told);
-        let told = backends(Agent::Running, &kernel, &BTreeMap::new());
-        let again: Backends = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
-        assert_eq!(again, told);
-        let told = Status {
-            agent: Agent::Running,
-            ready: false,
-            problems: vec!["a \"problem\"".to_owned()],
-            version: "1".to_owned(),
-            place: Some(Place { cluster: "west".to_owned(), node: "n".to_owned(), zone: None }),
-            cgroup: Some("/sys/fs/cgroup/kubepods".to_owned()),
-            pins: "/sys/fs/bpf/tombolo/v1".to_owned(),
-            hooks: vec![Hook { name: "connect4".to_owned(), adopted: Some(true), verified_instructions: None }],
-            frontends: Tally { desired: Some(3), installed: 3 },
-            backends: 6,
-            exempt_pods: 1,
-            clusters: clusters(&kernel),
-            counters: counters(BTreeMap::from([("refused", 1)])),
-            drift: Some(0),
-        };
-        let again: Status = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
-        assert_eq!(again, told);
-    }
 }

@@ -2,7 +2,11 @@
 
 use crate::{
     control::Socket,
-    datapath::{Kernel, cgroup, pins::Pins, preflight, probe},
+    datapath::{Events, Kernel, cgroup, pins::Pins, preflight, probe},
+    health::{
+        Changed, Event,
+        driver::{Driver, Fact},
+    },
     model::{ClusterName, Place},
     reconcile::Reconciler,
     sources::{
@@ -14,10 +18,15 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use clap::{Args, builder::RangedI64ValueParser};
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    time::Duration,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tracing::info;
 
@@ -61,6 +70,10 @@ pub(super) struct AgentArgs {
     /// leave a sixteenth of it to changes of those that are there.
     #[arg(long, env = "TOMBOLO_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576, value_parser = size())]
     max_slots: u32,
+    /// How long connected UDP sockets are watched after a backend was lost, in seconds: what they send there fails, so that
+    /// they connect again.
+    #[arg(long, env = "TOMBOLO_UDP_REFUSAL", value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=7 * 86_400))]
+    udp_refusal: u32,
     /// Translate every Service with a ClusterIP, not just the federated ones.
     #[arg(long, env = "TOMBOLO_ALL_SERVICES")]
     all_services: bool,
@@ -104,24 +117,64 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     let capacity = args.capacity();
     let pins = Pins::new(&args.pins);
     let kernel = Kernel::load(&pins, &cgroup, &capacity)?;
+    let udp_refusal = Duration::from_secs(args.udp_refusal.into());
     let cluster = args.cluster.clone();
     let place = Place { cluster: cluster.clone(), node: args.node.clone(), zone: args.zone.clone() };
-    let reconciler = Reconciler::new(place, pins, cgroup, kernel)?;
     let options = Options { cluster, node: args.node, all_services: args.all_services };
     let source = ManifestSource::new(args.manifests, options);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("start the runtime")?.block_on(serve(reconciler, source, socket))
+    runtime.context("start the runtime")?.block_on(async {
+        let (facts, told) = mpsc::channel(QUEUE);
+        let (changed, changes) = watch::channel(Changed::default());
+        let (shown, views) = watch::channel(Vec::new());
+        let driver = Driver::new(seed(&place.node), kernel.signs()?, told, changed, shown);
+        let events = kernel.events()?;
+        let reconciler = Reconciler::new(place, pins, cgroup, kernel, facts.clone(), views, udp_refusal)?;
+        // Tasks of their own: while the loop writes large tables they go on, and a cluster that dies just then is found out.
+        let (mut driver, mut told) = (tokio::spawn(driver.run()), tokio::spawn(pass_on(events, facts)));
+        let health = async {
+            tokio::select! {
+                ended = &mut driver => ended.context("run health")?,
+                ended = &mut told => ended.context("pass on events")?,
+            }
+        };
+        serve(reconciler, changes, health, source, socket).await
+    })
+}
+
+/// Another number for each node, the same after a restart.
+fn seed(node: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    node.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Passes on what the programs tell, as it comes.
+async fn pass_on(mut events: Events, facts: mpsc::Sender<Fact>) -> anyhow::Result<()> {
+    loop {
+        let events = events.next().await?.iter().filter_map(Event::of).collect();
+        if facts.send(Fact::Events(events)).await.is_err() {
+            return Ok(());
+        }
+    }
 }
 
 /// Runs all tasks until a signal comes; if one ends by itself, that is an error that says which.
-async fn serve(reconciler: Reconciler, source: ManifestSource, socket: Socket) -> anyhow::Result<()> {
+async fn serve(
+    reconciler: Reconciler,
+    changes: watch::Receiver<Changed>,
+    health: impl Future<Output = anyhow::Result<()>>,
+    source: ManifestSource,
+    socket: Socket,
+) -> anyhow::Result<()> {
     let (events, received) = mpsc::channel(QUEUE);
     let (asked, questions) = mpsc::channel(QUEUE);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
         ended = source.run(events) => ended.context("manifests")?,
-        ended = reconciler.run(received, questions) => ended.context("reconcile")?,
+        ended = reconciler.run(received, questions, changes) => ended.context("reconcile")?,
+        ended = health => ended.context("health")?,
         ended = socket.serve(asked) => ended.context("socket")?,
         _ = terminate.recv() => return stopped("SIGTERM"),
         _ = interrupt.recv() => return stopped("SIGINT"),

@@ -1,12 +1,12 @@
 //! `tombolo services`: the frontends.
 
 use super::{AskArgs, Output, print_json, say, table};
-use crate::report::{self, Agent, Group, Question, Services};
+use crate::report::{self, Agent, Group, Question, Service, Services};
 use std::collections::BTreeMap;
 
 pub(super) fn run(args: &AskArgs) -> anyhow::Result<()> {
-    let services: Services = args.ask_or_read(Question::Services, |_, installed| {
-        Ok(report::services(Agent::Gone, installed, None, &BTreeMap::new()))
+    let services: Services = args.ask_or_read(Question::Services, |maps, installed| {
+        Ok(report::services(Agent::Gone, installed, &maps.learned()?, None, &BTreeMap::new()))
     })?;
     if args.output == Output::Json {
         return print_json(&services);
@@ -21,7 +21,7 @@ pub(super) fn run(args: &AskArgs) -> anyhow::Result<()> {
             service.address.to_string(),
             service.protocol.clone(),
             service.desired_backends.map_or_else(|| "?".to_owned(), |n| n.to_string()),
-            service.backends.len().to_string(),
+            installed(service),
             tiers(&service.tiers),
         ]);
     }
@@ -34,9 +34,22 @@ pub(super) fn run(args: &AskArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As in `west 67% (2), north 33% (1); then east 100% (3)`.
+/// How many backends there are, as in `3 (1 draining)`.
+fn installed(service: &Service) -> String {
+    let count = service.backends.len();
+    match service.draining.as_ref().map_or(0, Vec::len) {
+        0 => count.to_string(),
+        draining => format!("{count} ({draining} draining)"),
+    }
+}
+
+/// As in `west 67% (2, 1 out), north 33% (1) suspect; then east 100% (3) down`.
 fn tiers(tiers: &[Vec<Group>]) -> String {
-    let group = |group: &Group| format!("{} {:.0}% ({})", group.cluster, group.share * 100.0, group.backends.len());
+    let group = |group: &Group| {
+        let out = if group.out > 0 { format!(", {} out", group.out) } else { String::new() };
+        let state = if group.state == "up" { String::new() } else { format!(" {}", group.state) };
+        format!("{} {:.0}% ({}{out}){state}", group.cluster, group.share * 100.0, group.backends.len())
+    };
     let tier = |tier: &Vec<Group>| tier.iter().map(group).collect::<Vec<_>>().join(", ");
     tiers.iter().map(tier).collect::<Vec<_>>().join("; then ")
 }

@@ -2,8 +2,8 @@
 
 use super::{AskArgs, Output, lines, print_json, say};
 use crate::{
-    datapath::{HOOKS, KernelMaps, attached_by_pins, cgroup, pins::Pins},
-    report::{self, Agent, Question, Status, Tally},
+    datapath::{EGRESS, HOOKS, KernelMaps, attached_by_pins, cgroup, pins::Pins},
+    report::{self, Agent, ClusterRow, Question, Status, Suspect, Tally, seconds},
     tables::Installed,
 };
 use std::process::ExitCode;
@@ -44,6 +44,7 @@ fn from_pins(args: &AskArgs, maps: &KernelMaps, installed: &Installed) -> anyhow
         }
         None => None,
     };
+    let states = maps.learned()?;
     Ok(Status {
         agent: Agent::Gone,
         ready: false,
@@ -52,14 +53,26 @@ fn from_pins(args: &AskArgs, maps: &KernelMaps, installed: &Installed) -> anyhow
         place: None,
         cgroup: cgroup.map(|cgroup| cgroup.display().to_string()),
         pins: pins.dir().display().to_string(),
-        hooks: HOOKS.iter().filter(|hook| attached.contains_key(*hook)).map(hook).collect(),
+        hooks: HOOKS.iter().chain([&EGRESS]).filter(|hook| attached.contains_key(*hook)).map(hook).collect(),
         frontends: Tally { desired: None, installed: report::count(installed.frontends().keys()) },
         backends: report::count_backends(installed),
         exempt_pods: installed.pods().len(),
-        clusters: report::clusters(installed),
+        clusters: report::clusters(installed, &states, &[]),
+        ejected: report::count_ejected(installed, &states),
         counters: report::counters(maps.counts()?),
         drift: None,
     })
+}
+
+/// As in `east up, suspect for 0.8 s (one pod)`.
+fn cluster(name: &str, row: &ClusterRow) -> String {
+    let whom = |suspect: &Suspect| if suspect.for_all { "all" } else { "one pod" };
+    let suspect = row.suspect.as_ref();
+    let suspect = suspect.map(|it| format!(", suspect for {} ({})", seconds(it.for_ms), whom(it)));
+    let health = row.health.as_ref().filter(|health| health.state != row.verdict);
+    let health = health
+        .map(|it| if it.share < 100 { format!(", {} ({} %)", it.state, it.share) } else { format!(", {}", it.state) });
+    format!("{name} {}{}{}", row.verdict, health.unwrap_or_default(), suspect.unwrap_or_default())
 }
 
 fn print(status: &Status) -> anyhow::Result<()> {
@@ -89,12 +102,13 @@ fn print(status: &Status) -> anyhow::Result<()> {
         None => format!("{} installed", status.frontends.installed),
     };
     rows.add_row(["frontends", &frontends]);
-    rows.add_row(["backends", &format!("{} installed", status.backends)]);
+    let ejected = if status.ejected > 0 { format!(", {} ejected", status.ejected) } else { String::new() };
+    rows.add_row(["backends", &format!("{} installed{ejected}", status.backends)]);
     if status.exempt_pods > 0 {
         rows.add_row(["pods", &format!("{} left alone", status.exempt_pods)]);
     }
-    let clusters: Vec<_> = status.clusters.iter().map(|(name, verdict)| format!("{name} {verdict}")).collect();
-    rows.add_row(["clusters", &clusters.join(", ")]);
+    let clusters: Vec<_> = status.clusters.iter().map(|(name, row)| cluster(name, row)).collect();
+    rows.add_row(["clusters", &clusters.join("; ")]);
     let counters: Vec<_> = status.counters.iter().map(|(name, n)| format!("{name} {n}")).collect();
     rows.add_row(["counters", &counters.join(", ")]);
     if let Some(drift) = status.drift.filter(|drift| *drift > 0) {

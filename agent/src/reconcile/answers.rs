@@ -21,12 +21,13 @@ impl Reconciler {
                 serde_json::to_string(&report::services(
                     Agent::Running,
                     installed,
+                    &self.writer.datapath.maps.learned()?,
                     Some(&self.desired.services),
                     &problems,
                 ))
             }
             Question::Backends => {
-                let states = self.writer.datapath.maps.states()?;
+                let states = self.writer.datapath.maps.learned()?;
                 serde_json::to_string(&report::backends(Agent::Running, installed, &states))
             }
         };
@@ -76,12 +77,24 @@ impl Reconciler {
         let refused = refused.into_iter().map(|reason| format!("services refused: {reason}"));
         let pods = self.writer.refused_pods();
         let pods = (pods > 0).then(|| format!("no room for {pods} pods that ought to be left alone"));
-        incomplete.into_iter().chain(sources).chain(services).chain(refused).chain(pods).collect()
+        let held = self.judging.views().into_iter();
+        let held = held.filter_map(|view| Some(format!("cluster {} does not answer, but {}", view.name, view.held?)));
+        let udp = self.refusing.fault();
+        let udp = udp.map(|reason| format!("connected UDP sockets of lost backends are not refused: {reason}"));
+        incomplete
+            .into_iter()
+            .chain(held)
+            .chain(udp)
+            .chain(sources)
+            .chain(services)
+            .chain(refused)
+            .chain(pods)
+            .collect()
     }
 
     fn status(&self) -> anyhow::Result<report::Status> {
         let (kernel, installed) = (&self.writer.datapath, self.writer.installed());
-        let faults = self.faults();
+        let (faults, states) = (self.faults(), kernel.maps.learned()?);
         let ready = faults.is_empty();
         let verified: BTreeMap<_, _> = kernel.verified.iter().cloned().collect();
         let hook = |attached: &crate::datapath::Attached| report::Hook {
@@ -108,7 +121,8 @@ impl Reconciler {
             },
             backends: report::count_backends(installed),
             exempt_pods: installed.pods().len(),
-            clusters: report::clusters(installed),
+            clusters: report::clusters(installed, &states, &self.judging.views()),
+            ejected: report::count_ejected(installed, &states),
             counters: report::counters(kernel.maps.counts()?),
             drift: Some(self.drift),
         })

@@ -5,16 +5,22 @@ use crate::{
     model::ClusterName,
     plan::plan,
     report::socket_address,
-    tables::{Capacity, Desired, Installed, Step},
+    tables::{Capacity, Desired, Installed, Step, Verdicts},
 };
 use anyhow::Context;
-use std::collections::BTreeMap;
-use tombolo_ebpf::abi::FrontendKey;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+use tombolo_ebpf::abi::{FrontendKey, UDP};
 use tracing::{info, warn};
 
 /// Plans that follow each other at most. Each finds room that the one before has made; what is still refused then is
 /// tried with the next change.
 const PLANS: usize = 8;
+/// How long a backend stays at least once no slot names it: a thread that was sent there at the last moment may be
+/// kept from sending its SYN for a while, if its pod's CPU time is used up.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The one writer of the tables, and what it knows of them.
 pub(super) struct Writer<D> {
@@ -23,10 +29,20 @@ pub(super) struct Writer<D> {
     capacity: Capacity,
     own: ClusterName,
     installed: Installed,
+    /// How often what is installed changed.
+    writes: u64,
     /// A step failed or the tables are not what they should be: they have to be read before anything is planned.
     unknown: bool,
     refused: BTreeMap<FrontendKey, String>,
     refused_pods: usize,
+    /// What health has found out; none until it has said anything.
+    verdicts: Option<Verdicts>,
+    /// Backends that no slot names, by index and generation, with the time when that was seen first.
+    left: BTreeMap<(u32, u32), Instant>,
+    /// Those of them that no plan clears, because they drain.
+    draining: BTreeSet<(u32, u32)>,
+    /// Whether a backend of a UDP service ceased to be one since that was asked.
+    removed_udp: bool,
 }
 
 impl<D: Datapath> Writer<D> {
@@ -37,17 +53,32 @@ impl<D: Datapath> Writer<D> {
             capacity,
             own,
             installed: Installed::default(),
+            writes: 0,
             unknown: true,
             refused: BTreeMap::new(),
             refused_pods: 0,
+            verdicts: None,
+            left: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            removed_udp: false,
         };
         writer.read_back()?;
         Ok(writer)
     }
 
+    /// Whether a backend of a UDP service ceased to be one since the last time that this was asked.
+    pub(super) fn take_removed_udp(&mut self) -> bool {
+        std::mem::take(&mut self.removed_udp)
+    }
+
     /// What the tables hold, as far as is known.
     pub(super) fn installed(&self) -> &Installed {
         &self.installed
+    }
+
+    /// Another number whenever what is installed has changed.
+    pub(super) fn writes(&self) -> u64 {
+        self.writes
     }
 
     /// Frontends for which there was no room, with the reason. What was installed for them stays.
@@ -60,24 +91,32 @@ impl<D: Datapath> Writer<D> {
         self.refused_pods
     }
 
-    /// Writes what is missing; what isn't desired goes if `prune` says so.
+    /// Writes what is missing; what isn't desired goes if `prune` says so, backends once they have no connections.
     ///
     /// # Errors
     ///
     /// A write failed. Every look-up still finds the old or the new version of its service, and the next call goes on from
     /// what there is.
-    pub(super) fn bring_in_step(&mut self, desired: &Desired, prune: bool) -> anyhow::Result<()> {
+    pub(super) fn bring_in_step(&mut self, desired: &Desired, prune: bool, now: Instant) -> anyhow::Result<()> {
         if self.unknown {
             self.read_back().context("read the tables back")?;
         }
+        self.put_verdicts()?;
         let mut done = 0;
         let mut again = true;
         for _ in 0..PLANS {
             if !again {
                 break;
             }
+            self.look_at_left(now);
             let plan = plan(desired, &self.installed, &self.capacity, &self.own, prune);
+            let idle: Vec<(u32, u32)> = self.idle().collect();
             self.carry_out(&plan.steps)?;
+            self.put_verdicts()?;
+            self.look_at_left(now);
+            if prune {
+                self.draining = idle.into_iter().filter(|backend| self.left.contains_key(backend)).collect();
+            }
             done += plan.steps.len();
             again = plan.again;
             self.note_refused(plan.refused.into_iter().collect(), plan.refused_pods.len());
@@ -86,6 +125,51 @@ impl<D: Datapath> Writer<D> {
             info!(steps = done, frontends = self.installed.frontends().len(), "tables changed");
         }
         Ok(())
+    }
+
+    /// Puts what health found out into force: now, ahead of any plan, and for whatever plans install from now on.
+    ///
+    /// # Errors
+    ///
+    /// A write failed. The next call of this or of [`bring_in_step`](Self::bring_in_step) makes up for it.
+    pub(super) fn judge(&mut self, verdicts: Verdicts) -> anyhow::Result<()> {
+        self.verdicts = Some(verdicts);
+        if self.unknown { Ok(()) } else { self.put_verdicts() }
+    }
+
+    fn put_verdicts(&mut self) -> anyhow::Result<()> {
+        let steps = self.verdicts.as_ref().map(|verdicts| self.installed.verdict_steps(verdicts));
+        self.carry_out(&steps.unwrap_or_default()).context("write verdicts")
+    }
+
+    /// Whether a backend that was left in place may be cleared by now.
+    pub(super) fn has_idle(&mut self, now: Instant) -> bool {
+        self.look_at_left(now);
+        self.idle().any(|backend| !self.draining.contains(&backend))
+    }
+
+    /// Those left that a plan may clear, unless they drain.
+    fn idle(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.left.keys().copied().filter(|(index, _)| self.installed.is_idle(*index))
+    }
+
+    /// Finds out which of the backends that no slot names are still needed.
+    fn look_at_left(&mut self, now: Instant) {
+        let installed = &self.installed;
+        let generation = |&index: &u32| Some((index, installed.backend(index)?.generation));
+        let left = installed.unnamed_backends().iter().filter_map(generation);
+        self.left = left.map(|backend| (backend, self.left.get(&backend).copied().unwrap_or(now))).collect();
+        let mut busy = BTreeSet::new();
+        for (&(index, generation), &since) in &self.left {
+            let lingers = now.saturating_duration_since(since) < LINGER;
+            let is_busy = lingers
+                || self.datapath.is_busy(index, generation).unwrap_or_else(|error| {
+                    warn!(error = format!("{error:#}"), index, "connections of a backend not counted; it stays");
+                    true
+                });
+            busy.extend(is_busy.then_some(index));
+        }
+        self.installed.set_busy(busy);
     }
 
     /// Compares the tables with what they should hold; whether they do. If not, the next call of
@@ -102,13 +186,25 @@ impl<D: Datapath> Writer<D> {
 
     fn carry_out(&mut self, steps: &[Step]) -> anyhow::Result<()> {
         for step in steps {
+            self.removed_udp |= self.removes_udp(step);
             if let Err(error) = self.datapath.apply(step) {
                 self.unknown = true;
                 return Err(error).with_context(|| format!("write {step}"));
             }
             self.installed.apply(step);
+            self.writes += 1;
         }
         Ok(())
+    }
+
+    /// Whether a backend of UDP is taken from its service by this step, or from the tables.
+    fn removes_udp(&self, step: &Step) -> bool {
+        let index = match step {
+            Step::DropMember(member) => member.backend,
+            Step::DropBackend(index) => *index,
+            _ => return false,
+        };
+        self.installed.backend(index).is_some_and(|backend| backend.proto == UDP)
     }
 
     /// Finds out what the tables hold. Entries that nothing leads to are free from then on, hence the wait for programs
@@ -117,6 +213,7 @@ impl<D: Datapath> Writer<D> {
         self.datapath.apply(&Step::Grace)?;
         self.installed = Installed::from_maps(self.datapath.read()?);
         self.unknown = false;
+        self.writes += 1;
         info!(
             frontends = self.installed.frontends().len(),
             backends = self.installed.backends().count(),
@@ -141,10 +238,10 @@ mod tests {
     use super::*;
     use crate::{
         model::{ObjectName, Path},
-        tables::{DesiredGroup, DesiredService, Maps, Member},
+        tables::{ClusterVerdict, DesiredGroup, DesiredService, Maps, Member},
     };
     use anyhow::{bail, ensure};
-    use tombolo_ebpf::abi::{TCP, UDP};
+    use tombolo_ebpf::abi::{BackendKey, TCP, verdict};
 
     const CAPACITY: Capacity =
         Capacity { frontends: 64, services: 128, slots: 512, backends: 128, members: 512, pods: 8 };
@@ -154,11 +251,12 @@ mod tests {
         kernel: Installed,
         steps: usize,
         fails_at: Option<usize>,
+        busy: BTreeSet<(u32, u32)>,
     }
 
     impl Fake {
         fn new(fails_at: Option<usize>) -> Self {
-            Self { kernel: Installed::default(), steps: 0, fails_at }
+            Self { kernel: Installed::default(), steps: 0, fails_at, busy: BTreeSet::new() }
         }
     }
 
@@ -177,6 +275,10 @@ mod tests {
         fn read(&self) -> anyhow::Result<Maps> {
             Ok(self.kernel.to_maps())
         }
+
+        fn is_busy(&self, index: u32, generation: u32) -> anyhow::Result<bool> {
+            Ok(self.busy.contains(&(index, generation)))
+        }
     }
 
     /// Services of either protocol, one on each of `ports`, with as many backends as its port says.
@@ -194,6 +296,8 @@ mod tests {
             name: ObjectName { namespace: "shop".to_owned(), name: format!("api-{port}") },
             affinity_seconds: Some(60),
             exclusive: false,
+            no_abort: false,
+            draining: Vec::new(),
             tiers: vec![vec![DesiredGroup {
                 cluster: cluster.clone(),
                 weight: 1,
@@ -210,21 +314,21 @@ mod tests {
     #[test]
     fn a_write_that_fails_at_any_step_is_made_up_for_by_the_next_pass() {
         let states = [desired(&[1, 2, 3, 4]), desired(&[2, 3, 5]), desired(&[2, 6, 7])];
-        let own = ClusterName("west".to_owned());
+        let (own, now) = (ClusterName("west".to_owned()), Instant::now());
         let run = |fails_at| {
             let mut writer = Writer::new(Fake::new(fails_at), CAPACITY, own.clone())?;
             let mut failures = 0;
             for state in &states {
                 // A change may come at once, or after the retry: both go on from half a plan.
-                if let Err(error) = writer.bring_in_step(state, true) {
+                if let Err(error) = writer.bring_in_step(state, true, now) {
                     ensure!(format!("{error:#}").contains("out of luck"), "{error:#}");
                     failures += 1;
                     if fails_at.is_some_and(|step| step % 2 == 0) {
-                        writer.bring_in_step(state, true)?;
+                        writer.bring_in_step(state, true, now)?;
                     }
                 }
             }
-            writer.bring_in_step(&states[2], true)?;
+            writer.bring_in_step(&states[2], true, now + LINGER)?;
             anyhow::Ok((failures, writer))
         };
         let (_, calm) = run(None).unwrap();
@@ -241,27 +345,85 @@ mod tests {
 
     #[test]
     fn a_table_that_somebody_else_changed_is_found_and_mended() {
-        let state = desired(&[1, 2]);
+        let (state, now) = (desired(&[1, 2]), Instant::now());
         let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
-        writer.bring_in_step(&state, true).unwrap();
+        writer.bring_in_step(&state, true, now).unwrap();
         assert!(writer.audit().unwrap());
         let key = *state.services.keys().next().unwrap();
         writer.datapath.kernel.apply(&Step::DropFrontend(key));
         assert!(!writer.audit().unwrap());
-        writer.bring_in_step(&state, true).unwrap();
+        writer.bring_in_step(&state, true, now).unwrap();
         assert!(writer.audit().unwrap());
         assert!(writer.datapath.kernel.service(&key).is_some());
     }
 
     #[test]
     fn what_finds_no_room_is_refused_until_there_is_some() {
-        let capacity = Capacity { frontends: 2, ..CAPACITY };
+        let (capacity, now) = (Capacity { frontends: 2, ..CAPACITY }, Instant::now());
         let mut writer = Writer::new(Fake::new(None), capacity, ClusterName("west".to_owned())).unwrap();
-        writer.bring_in_step(&desired(&[1, 2, 3]), true).unwrap();
+        writer.bring_in_step(&desired(&[1, 2, 3]), true, now).unwrap();
         assert_eq!(writer.refused().len(), 1);
         assert_eq!(writer.installed().frontends().len(), 2);
-        writer.bring_in_step(&desired(&[2, 3]), true).unwrap();
+        writer.bring_in_step(&desired(&[2, 3]), true, now).unwrap();
         assert_eq!(writer.refused().len(), 0);
         assert_eq!(writer.installed().view(), desired(&[2, 3]));
+    }
+    #[test]
+    fn a_backend_stays_while_it_has_connections_and_for_a_moment_after_it_left() {
+        let start = Instant::now();
+        let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
+        let backends = |writer: &Writer<Fake>| writer.installed().backends().count();
+        writer.bring_in_step(&desired(&[4]), true, start).unwrap();
+        writer.bring_in_step(&desired(&[2]), true, start).unwrap();
+        assert_eq!(backends(&writer), 4, "programs may just have chosen them");
+        assert!(!writer.has_idle(start + LINGER / 2));
+
+        let (index, left) = writer.installed().backends().find(|(_, backend)| backend.addr[15] == 4).unwrap();
+        writer.datapath.busy.insert((index, left.generation));
+        let later = start + LINGER;
+        assert!(writer.has_idle(later));
+        writer.bring_in_step(&desired(&[2]), true, later).unwrap();
+        assert_eq!(backends(&writer), 3, "one of the two that left has connections");
+        assert!(!writer.has_idle(later + LINGER));
+
+        writer.datapath.busy.clear();
+        assert!(writer.has_idle(later));
+        writer.bring_in_step(&desired(&[2]), true, later).unwrap();
+        assert_eq!(backends(&writer), 2);
+        assert!(!writer.has_idle(later));
+    }
+    #[test]
+    fn verdicts_are_written_at_once_and_hold_for_what_is_installed_later() {
+        let now = Instant::now();
+        let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
+        writer.bring_in_step(&desired(&[1]), true, now).unwrap();
+        let before = writer.datapath.steps;
+        let dead = |installed: &Installed| {
+            let dead = installed.backends().filter(|(_, backend)| backend.verdict == verdict::DEAD);
+            dead.map(|(_, backend)| (backend.addr[15], backend.proto)).collect::<Vec<_>>()
+        };
+        let key = |last: u8, proto| BackendKey {
+            addr: std::net::Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped().octets(),
+            port: [0, 80],
+            proto,
+            pad: 0,
+        };
+        let west = ClusterVerdict { verdict: verdict::DEAD, syn_timeout: 60, ..ClusterVerdict::default() };
+        let verdicts = Verdicts {
+            clusters: [(ClusterName("west".to_owned()), west)].into(),
+            dead: [key(1, UDP), key(2, TCP)].into(),
+        };
+        writer.judge(verdicts.clone()).unwrap();
+        assert_eq!(writer.datapath.steps - before, 2, "one write for the cluster, one for the backend");
+        assert_eq!(dead(writer.installed()), [(1, UDP)]);
+        assert_eq!(writer.installed().clusters()[&0].syn_timeout, 60);
+        writer.judge(verdicts.clone()).unwrap();
+        assert_eq!(writer.datapath.steps - before, 2, "nothing is written twice");
+
+        writer.bring_in_step(&desired(&[1, 2]), true, now).unwrap();
+        assert_eq!(dead(writer.installed()), [(1, UDP), (2, TCP)]);
+        assert!(writer.audit().unwrap());
+        writer.judge(Verdicts { dead: BTreeSet::new(), ..verdicts }).unwrap();
+        assert_eq!(dead(&writer.datapath.kernel), []);
     }
 }
