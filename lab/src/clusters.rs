@@ -10,17 +10,20 @@
 //! up to date with the pods and the [`Mirroring`].
 
 mod agent;
+mod caller;
 mod client;
+mod outage;
 mod pod;
 
 pub use agent::Agent;
+pub use caller::{Caller, Calls};
 pub use client::{Client, Load};
 pub use pod::Pod;
 
 use crate::{
     addresses::{self, Dual, Network},
     cgroup::Cgroup,
-    cleanup,
+    cleanup, kube_proxy,
     manifests::{self, Condition, Endpoints, Folder, Origin, Service, Source},
     netns::Netns,
     nft,
@@ -29,7 +32,7 @@ use anyhow::{Context, Result, ensure};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// The clusters' names, in the order of their numbers.
@@ -37,8 +40,11 @@ pub const NAMES: [&str; 3] = ["west", "east", "north"];
 /// Nodes of each cluster.
 const NODES: u8 = 2;
 /// The port on the gateway that stands for `analytics`.
-const GATEWAY_PORT: u16 = 31_001;
+pub const GATEWAY_PORT: u16 = 31_001;
 const BRIDGE: &str = "br0";
+
+/// What the pods are called that [`Clusters::start_kube_proxy_client`] makes.
+pub const KUBE_PROXY_CLIENT: &str = "kube-proxy-client";
 
 /// Numbers of the ClusterIPs: see [`addresses::service`].
 const SERVICES: [(&str, u8); 6] = [
@@ -60,6 +66,8 @@ pub struct Clusters {
     programs: Programs,
     /// What the mirror makes of it all.
     pub mirroring: Mirroring,
+    /// Clusters that nothing reaches and nothing leaves.
+    dark: BTreeSet<&'static str>,
 }
 
 /// The programs that run in the clusters.
@@ -69,6 +77,8 @@ pub struct Programs {
     pub lab: PathBuf,
     /// The agent, if there is to be one on each node.
     pub agent: Option<PathBuf>,
+    /// Further flags of every agent.
+    pub agent_flags: Vec<String>,
 }
 
 /// How the mirror of each cluster treats the federated service.
@@ -78,6 +88,8 @@ pub struct Mirroring {
     pub annotations: BTreeMap<String, String>,
     /// Clusters that have withdrawn their services from the others.
     pub withdrawn: BTreeSet<String>,
+    /// Where the others reach east's gateway, if not where it has always been.
+    pub gateway: Option<Dual>,
 }
 
 /// One cluster.
@@ -119,16 +131,17 @@ impl Clusters {
             let folder = Folder::new(run.join("manifests").join(name))?;
             clusters.push(Cluster { name, number, pods: Vec::new(), nodes: nodes?, folder, started: 0 });
         }
-        let mut all = Self { clusters, gateway, fabric, programs, mirroring: Mirroring::default() };
+        let mut all =
+            Self { clusters, gateway, fabric, programs, mirroring: Mirroring::default(), dark: BTreeSet::new() };
         all.join_nodes()?;
         for name in NAMES {
             all.start_client_pod(name)?;
         }
         all.publish()?;
-        if let Some(program) = &all.programs.agent {
+        if all.programs.agent.is_some() {
             for cluster in &mut all.clusters {
                 for node in &mut cluster.nodes {
-                    node.agent = Some(Agent::new(program, cluster.name, node, &cluster.folder, &run)?);
+                    node.agent = Some(Agent::new(&all.programs, cluster.name, node, &cluster.folder, &run)?);
                 }
             }
         }
@@ -189,6 +202,11 @@ impl Clusters {
         &self.fabric
     }
 
+    /// East's gateway.
+    pub fn gateway(&self) -> &Netns {
+        &self.gateway
+    }
+
     /// Starts a pod of `app` on the node of `cluster` that has fewest, with a server that is listening when this
     /// returns. It is in no manifest before the next [`Self::publish`]. Returns its name.
     pub fn start_pod(&mut self, cluster: &str, app: &str, network: Network) -> Result<String> {
@@ -227,6 +245,30 @@ impl Clusters {
     /// Starts to ask `targets` from the client pod of `cluster`.
     pub fn load(&self, cluster: &str, load: &Load) -> Result<Client> {
         Client::start(&self.programs.lab, self.cluster(cluster), load)
+    }
+
+    /// Starts to call a service from a pod of `cluster`: the client, or the one that [`Self::start_kube_proxy_client`]
+    /// made.
+    pub fn call(&self, cluster: &str, pod: &str, label: String, calls: &Calls) -> Result<Caller> {
+        let pod =
+            self.cluster(cluster).pods_of(pod).next().with_context(|| format!("{cluster} has no pod of {pod}"))?;
+        Caller::start(&self.programs.lab, pod, label, calls)
+    }
+
+    /// Gives `cluster` a client that Tombolo has nothing to do with, for its cgroup is outside of the pods', and whose
+    /// connections to `service`, federated, go by the rules of a kube-proxy instead. They are those of the moment.
+    pub fn start_kube_proxy_client(&mut self, cluster: &str, service: &str) -> Result<()> {
+        let of = service.strip_suffix("-federated").context("kube-proxy's client calls a federated service")?;
+        let ready = |pod: &&Pod| pod.condition == Condition::Ready;
+        let pods: Vec<Dual> =
+            self.clusters.iter().flat_map(|each| each.pods_of(of)).filter(ready).map(Pod::addresses).collect();
+        let rules = kube_proxy::rules(service, self.service_addresses(cluster, service), &pods);
+        let cluster = self.cluster_mut(cluster);
+        if cluster.pods_of(KUBE_PROXY_CLIENT).next().is_none() {
+            let pod = cluster.add_pod(KUBE_PROXY_CLIENT, Network::Flat)?;
+            cluster.pods.push(pod);
+        }
+        cluster.pods_of(KUBE_PROXY_CLIENT).try_for_each(|pod| nft::apply(pod.netns(), &rules))
     }
 
     /// The ClusterIPs of a service as `cluster` has it, and so its clients dial it. The name of a service mirrored from
@@ -292,7 +334,7 @@ impl Clusters {
                     source: mirror("east", "analytics", true),
                     port: GATEWAY_PORT,
                     endpoints: vec![manifests::Endpoint {
-                        addresses: addresses::gateway(2),
+                        addresses: self.mirroring.gateway.unwrap_or(addresses::gateway(2)),
                         condition: Condition::Ready,
                         zone: None,
                         pod: None,
@@ -342,6 +384,11 @@ impl Cluster {
     /// Its nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The folder of its manifests.
+    pub fn manifests(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its pods, the client included.
@@ -402,7 +449,11 @@ impl Cluster {
         ensure!(node.last_address < 255, "{} has no address left for a pod", node.name);
         let addresses = addresses::pod(network, self.number, node.number, node.last_address);
         let gateway = addresses::pod(network, self.number, node.number, 1);
-        Pod::new(self.name, app, self.started, node, addresses, gateway)
+        let cgroup = match app {
+            KUBE_PROXY_CLIENT => node.outside(app),
+            _ => node.container(&pod::uid(self.started), app),
+        };
+        Pod::new(self.name, app, self.started, (node, cgroup?), addresses, gateway)
     }
 
     fn built_in(&self, service: &str) -> Endpoints {
@@ -455,6 +506,11 @@ impl Node {
     /// Its agent, if there is one.
     pub fn agent(&self) -> Option<&Agent> {
         self.agent.as_ref()
+    }
+
+    /// A cgroup for a process of the node itself, outside of all pods'.
+    fn outside(&self, name: &str) -> Result<Cgroup> {
+        self.cgroup.child(&format!("system.slice/{name}"))
     }
 
     /// A cgroup for a container of a new pod, named as a kubelet names them.

@@ -5,11 +5,14 @@
 //! shows them. A scene is a file below `demo/`, and a line in [`SCENES`].
 
 mod agent_killed;
+mod cluster_back;
 mod cluster_leaves;
+mod cluster_loss;
 mod federated;
 mod flat;
 mod gateway;
 mod local_first;
+mod outage;
 mod rolling_update;
 mod screen;
 mod shares;
@@ -53,6 +56,8 @@ const SCENES: &[Scene] = &[
     rolling_update::SCENE,
     cluster_leaves::SCENE,
     agent_killed::SCENE,
+    cluster_loss::SCENE,
+    cluster_back::SCENE,
 ];
 
 /// Pods of `frontend` in west, east and north: different numbers, so that "evenly by endpoint" isn't "evenly by cluster".
@@ -95,7 +100,7 @@ fn play(options: &Options) -> Result<Summary> {
     let mut screen = Screen::new();
     screen.say("building three clusters: west, east, north")?;
     let lab = env::current_exe().context("find this program")?;
-    let mut clusters = Clusters::build(Programs { lab, agent: Some(options.agent.clone()) })?;
+    let mut clusters = Clusters::build(Programs { lab, agent: Some(options.agent.clone()), agent_flags: Vec::new() })?;
     populate(&mut clusters)?;
     for agent in clusters.agents() {
         agent.wait_until_ready(READY_WITHIN)?;
@@ -108,11 +113,18 @@ fn play(options: &Options) -> Result<Summary> {
     ))?;
 
     let wanted = |scene: &&Scene| options.scenes.is_empty() || options.scenes.iter().any(|name| name == scene.name);
-    for scene in SCENES.iter().filter(wanted) {
-        let restored = restore(&mut clusters);
-        let mut stage = Stage::new(scene, &mut clusters, &mut screen);
-        let played = restored.and_then(|()| stage.begin()).and_then(|()| (scene.play)(&mut stage));
-        let result = stage.end(played)?;
+    let mut scenes = SCENES.iter().filter(wanted).peekable();
+    // What a scene leaves for the next one to go on with.
+    let mut outage = None;
+    while let Some(scene) = scenes.next() {
+        let goes_on = outage.is_some();
+        let restored = if goes_on { Ok(()) } else { restore(&mut clusters) };
+        let next = scenes.peek().map(|next| next.name);
+        let mut stage = Stage::new(scene, next, outage.take(), &mut clusters, &mut screen);
+        let begun = restored.and_then(|()| if goes_on { Ok(()) } else { stage.begin() });
+        let played = begun.and_then(|()| (scene.play)(&mut stage));
+        let (result, left) = stage.end(played)?;
+        outage = left;
         screen.scene_ended(&result)?;
         summary.scenes.push(result);
     }
@@ -143,6 +155,9 @@ fn populate(clusters: &mut Clusters) -> Result<()> {
 /// Puts everything back to how a scene expects it: a scene that failed may have left it otherwise.
 fn restore(clusters: &mut Clusters) -> Result<()> {
     clusters.mirroring = Mirroring::default();
+    for cluster in NAMES {
+        clusters.light_up(cluster)?;
+    }
     for (cluster, count) in NAMES.into_iter().zip(FRONTENDS) {
         clusters.cluster_mut(cluster).remove_ended_pods()?;
         for pod in clusters.cluster_mut(cluster).pods_mut() {

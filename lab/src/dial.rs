@@ -34,6 +34,12 @@ pub enum Order {
     Udp(SocketAddr),
     /// Likewise from a connected socket.
     ConnectedUdp(SocketAddr),
+    /// Ask from one connected socket, which is kept, as resolvers do: only if a send fails is it connected again.
+    Resolve(SocketAddr),
+    /// Do `Tcp`, and keep the connection open until `Release`.
+    Hold(SocketAddr),
+    /// Close the connections held.
+    Release,
     /// Do `Tcp` again and again until `Stop`, in as many threads.
     Loop(SocketAddr, usize),
     /// End the loop, and say what it saw.
@@ -59,6 +65,8 @@ pub enum Outcome {
     },
     /// The loop runs.
     Started,
+    /// So many connections are closed.
+    Released(usize),
     /// The loop has ended.
     Looped(Looped),
 }
@@ -81,12 +89,20 @@ pub struct Looped {
 /// Follows orders from standard input until it ends.
 pub fn serve() -> Result<()> {
     let mut running: Option<Running> = None;
+    let mut held = Vec::new();
+    let mut resolver: Option<UdpSocket> = None;
     for line in io::stdin().lines() {
         let line = line.context("read an order")?;
         let outcome = match serde_json::from_str(&line).with_context(|| format!("understand the order {line}"))? {
-            Order::Tcp(to) => answered(tcp(to)),
+            Order::Tcp(to) => answered(tcp(to).map(|(said, peer, _)| (said, peer))),
+            Order::Hold(to) => answered(tcp(to).map(|(said, peer, stream)| {
+                held.push(stream);
+                (said, peer)
+            })),
+            Order::Release => Outcome::Released(held.drain(..).count()),
             Order::Udp(to) => answered(udp(to, false)),
             Order::ConnectedUdp(to) => answered(udp(to, true)),
+            Order::Resolve(to) => answered(resolve(&mut resolver, to)),
             Order::Loop(to, threads) => {
                 running = Some(Running::start(to, threads));
                 Outcome::Started
@@ -110,13 +126,13 @@ fn answered(result: Result<(String, SocketAddr)>) -> Outcome {
     }
 }
 
-fn tcp(to: SocketAddr) -> Result<(String, SocketAddr)> {
+fn tcp(to: SocketAddr) -> Result<(String, SocketAddr, TcpStream)> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
     let peer = stream.peer_addr().context("ask for the peer")?;
     stream.set_read_timeout(Some(PATIENCE)).context("limit the wait")?;
     let mut said = String::new();
     stream.read_to_string(&mut said).context("read")?;
-    Ok((said, peer))
+    Ok((said, peer, stream))
 }
 
 fn udp(to: SocketAddr, connected: bool) -> Result<(String, SocketAddr)> {
@@ -133,6 +149,28 @@ fn udp(to: SocketAddr, connected: bool) -> Result<(String, SocketAddr)> {
         socket.recv_from(&mut datagram).context("receive")?
     };
     Ok((String::from_utf8_lossy(&datagram[..length]).into_owned(), from))
+}
+
+/// Asks from the socket that there is, or from a new one.
+fn resolve(socket: &mut Option<UdpSocket>, to: SocketAddr) -> Result<(String, SocketAddr)> {
+    let socket = match socket {
+        Some(socket) => socket,
+        None => {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let new = UdpSocket::bind((any, 0)).context("bind")?;
+            new.set_read_timeout(Some(PATIENCE)).context("limit the wait")?;
+            new.connect(to).context("connect")?;
+            socket.insert(new)
+        }
+    };
+    if socket.send(b"?").is_err() {
+        socket.connect(to).context("connect again")?;
+        socket.send(b"?").context("send again")?;
+    }
+    let mut datagram = [0; 256];
+    let length = socket.recv(&mut datagram).context("receive")?;
+    let peer = socket.peer_addr().context("ask for the peer")?;
+    Ok((String::from_utf8_lossy(&datagram[..length]).into_owned(), peer))
 }
 
 /// A loop of connects.
@@ -166,8 +204,8 @@ impl Looped {
             let began = Instant::now();
             seen.connects += 1;
             match tcp(to) {
-                Ok((said, peer)) if peer == to => *seen.answers.entry(said).or_default() += 1,
-                Ok((_, peer)) => seen.fail(format!("the peer reads {peer}")),
+                Ok((said, peer, _)) if peer == to => *seen.answers.entry(said).or_default() += 1,
+                Ok((_, peer, _)) => seen.fail(format!("the peer reads {peer}")),
                 Err(error) => seen.fail(format!("{error:#}")),
             }
             seen.longest = seen.longest.max(began.elapsed());

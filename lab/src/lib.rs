@@ -8,12 +8,16 @@
 //! All of it needs root.
 
 pub mod addresses;
+pub mod attempts;
 pub mod bpffs;
+pub mod caller;
 pub mod cgroup;
 pub mod cleanup;
 pub mod clusters;
 pub mod demo;
 pub mod dial;
+pub mod faults;
+pub mod kube_proxy;
 mod links;
 pub mod load;
 pub mod manifests;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use lab::{cleanup, demo, dial, load, netns, server};
+use lab::{caller, cleanup, demo, dial, faults, load, netns, server};
 use std::{future::Future, io::stdout, process::ExitCode};
 
 /// Three clusters on one machine, in network namespaces
@@ -19,10 +19,14 @@ enum Command {
     Server(server::Options),
     /// Asks a server again and again, and counts who answers
     Load(load::Options),
+    /// Calls a service as an application of some kind does, and tells of each attempt
+    Call(caller::Options),
     /// Dials what it is told to on standard input, and says what its sockets saw
     Dial,
     /// Plays scenes on three clusters, and says whether each showed what it should; needs root
     Demo(demo::Options),
+    /// Has faults strike three clusters under load, and says what was lost; needs root
+    Faults(faults::Options),
     /// Removes clusters that `demo --keep` left, and what killed runs left behind; needs root
     Clean,
 }
@@ -31,9 +35,14 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Server(options) => on_one_thread(server::serve(&options)),
         Command::Load(options) => on_one_thread(load::run(options, stdout().lock())),
+        Command::Call(options) => on_one_thread(caller::run(options, stdout())),
         Command::Dial => dial::serve(),
         Command::Demo(options) => demo::run(&options).and_then(|passed| {
             ensure!(passed, "not every scene showed what it should");
+            Ok(())
+        }),
+        Command::Faults(options) => faults::run(&options).and_then(|survived| {
+            ensure!(survived, "not every fault was survived");
             Ok(())
         }),
         Command::Clean => clean(),

@@ -1,19 +1,24 @@
 //! A pod's server: says over HTTP and UDP which cluster and pod answers.
 //!
+//! HTTP/1.1 and, by prior knowledge, HTTP/2 are served at one port; [`stream`] has what is answered bit by bit.
+//!
 //! On SIGTERM it drains as a well-behaved pod does: it goes on accepting for a while, for the news that it is leaving
 //! has to reach the clients' nodes first, but asks every client to close; then it takes what is still in the queue,
 //! stops listening, finishes what it has begun, and ends.
 
+pub(crate) mod stream;
+
 use anyhow::{Context, Result};
-use http_body_util::Full;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Bytes, Incoming},
     header::{CONNECTION, CONTENT_TYPE},
-    server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     convert::Infallible,
@@ -124,16 +129,19 @@ async fn take(
     let leaving = leaving.clone();
     connections.spawn(async move {
         let asked = AtomicBool::new(false);
-        let reply = service_fn(|_: Request<Incoming>| {
+        let reply = service_fn(|request: Request<Incoming>| {
             asked.store(true, Ordering::Relaxed);
             let mut response = Response::builder().header(CONTENT_TYPE, "application/json");
-            if *leaving.borrow() {
+            // HTTP/2 has a frame for it, which the graceful shutdown sends.
+            if *leaving.borrow() && request.version() < Version::HTTP_2 {
                 response = response.header(CONNECTION, "close");
             }
-            let response = response.body(Full::new(body.clone())).expect("the headers are well formed");
+            let body = stream::body(request, body.clone(), leaving.clone());
+            let response = response.body(body).expect("the headers are well formed");
             async { Ok::<_, Infallible>(response) }
         });
-        let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), reply));
+        let server = auto::Builder::new(TokioExecutor::new());
+        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), reply));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = told(leaving.clone()) => {

@@ -20,7 +20,8 @@ fn pods_reach_each_other_across_clusters_except_private_ones_and_nothing_is_left
         eprintln!("skipped: needs root");
         return Ok(());
     }
-    let mut clusters = Clusters::build(Programs { lab: env!("CARGO_BIN_EXE_lab").into(), agent: None })?;
+    let mut clusters =
+        Clusters::build(Programs { lab: env!("CARGO_BIN_EXE_lab").into(), agent: None, agent_flags: Vec::new() })?;
     let flat = NAMES.map(|cluster| (cluster, "frontend", Network::Flat, 2));
     clusters.start_pods(&flat)?;
     clusters.start_pods(&[("east", "analytics", Network::Private, 2)])?;

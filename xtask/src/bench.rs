@@ -10,7 +10,7 @@ use anyhow::Context;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure, and its options: `connect [--json FILE]`, `connect --help`
+    /// What to measure, and its options: `connect [--json FILE]`, `failover [--runs 50] [--json FILE]`, `connect --help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     what: Vec<String>,
 }
@@ -22,7 +22,13 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     build_ebpf::build(false)?;
     // Named, because the environment may send what cargo builds elsewhere.
     let target = root().join("target");
-    run(cargo().args(["build", "--release", "--package", "lab", "--bin", "bench", "--target-dir"]).arg(&target))?;
+    let packages = ["build", "--release", "--package", "lab", "--package", "tombolo", "--bins"];
+    run(cargo().args(packages).arg("--target-dir").arg(&target))?;
     let mut command = prefixed(&root_prefix, target.join("release/bench"));
-    run(command.args(&args.what).arg("--floor").arg(target.join("ebpf/floor.o")))
+    command.args(&args.what);
+    // The empty programs, which only this one compares with.
+    if args.what.first().is_some_and(|what| what == "connect") {
+        command.arg("--floor").arg(target.join("ebpf/floor.o"));
+    }
+    run(&mut command)
 }

@@ -7,7 +7,11 @@ use crate::{
     toolchain::{cargo, root},
 };
 use anyhow::Context;
-use std::{os::unix::process::CommandExt, path::PathBuf};
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -22,21 +26,39 @@ pub(crate) struct Args {
     keep: bool,
 }
 
-/// Builds everything and becomes the demo: signals reach it directly, and its exit status is this program's.
+/// Builds everything and becomes the demo.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
+    let mut demo = lab("demo")?;
+    demo.args(args.scenes.iter().flat_map(|scene| ["--scene", scene]));
+    demo.args(args.json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));
+    demo.args(args.keep.then_some("--keep"));
+    become_it(demo)
+}
+
+/// Builds everything and becomes the lab that has faults strike its clusters: those called `faults`, or all.
+pub(crate) fn faults(faults: &[String], json: Option<&Path>) -> anyhow::Result<()> {
+    let mut lab = lab("faults")?;
+    lab.args(faults.iter().flat_map(|fault| ["--fault", fault]));
+    lab.args(json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));
+    become_it(lab)
+}
+
+/// What the lab, built anew, does as `what`, with the agent that was built along with it.
+fn lab(what: &str) -> anyhow::Result<Command> {
     setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
-    let needs = "the demo makes network namespaces and loads programs into the kernel: run it as root";
+    let needs = "the lab makes network namespaces and loads programs into the kernel: run it as root";
     let root_prefix = root_prefix()?.context(needs)?;
     build_ebpf::build(false)?;
     let built = root().join("target");
     let packages = ["build", "--package", "tombolo", "--bin", "tombolo", "--package", "lab", "--bin", "lab"];
     run(cargo().args(packages).arg("--target-dir").arg(&built))?;
+    let mut lab = prefixed(&root_prefix, built.join("debug/lab"));
+    lab.arg(what).arg("--agent").arg(built.join("debug/tombolo"));
+    Ok(lab)
+}
 
-    let mut demo = prefixed(&root_prefix, built.join("debug/lab"));
-    demo.arg("demo").arg("--agent").arg(built.join("debug/tombolo"));
-    demo.args(args.scenes.iter().flat_map(|scene| ["--scene", scene]));
-    demo.args(args.json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));
-    demo.args(args.keep.then_some("--keep"));
-    let error = demo.exec();
-    Err(error).with_context(|| format!("run {}", text(&demo)))
+/// Replaces this program: signals reach the new one directly, and its exit status is this program's.
+fn become_it(mut command: Command) -> anyhow::Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("run {}", text(&command)))
 }

@@ -35,13 +35,15 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Build three clusters on this machine and show what Tombolo does with them. Needs root.
     Demo(demo::Args),
-    /// Run unit, property and kernel tests, and say what was skipped and why. Needs root.
+    /// Run unit, property and kernel tests, and say what was skipped and why; with --faults, have faults strike three
+    /// clusters under load. Needs root.
     Test(test::Args),
     /// Run the kernel tests on other kernels, in QEMU guests. Needs neither root nor KVM.
     Kernels(kernels::Args),
     /// Run a command in a QEMU guest, as root there, and end with its status.
     Guest(kernels::GuestArgs),
-    /// Measure: `bench connect [--json FILE]` is the kernel run time of each hook. Needs root.
+    /// Measure: `bench connect` is the kernel run time of each hook, `bench failover` what connections see of a cluster
+    /// that dies. Needs root.
     Bench(bench::Args),
     /// Check format, lints on both targets, licences and sources of crates.
     Check(check::Args),

@@ -1,10 +1,10 @@
 //! `test`: unit tests, property tests, documentation's examples, and the kernel tests on the running kernel.
 //!
-//! Test programs are built by one cargo run and started here, because the kernel tests alone need root; [`programs`]
-//! serves `kernels` too, which starts the same programs in guests.
+//! Test programs are built by one cargo run and started here, because only some of them need root; [`programs`] serves
+//! `kernels` too, which starts the same programs in guests.
 
 use crate::{
-    build_ebpf,
+    build_ebpf, demo,
     process::{prefixed, root_prefix, text},
     report::Report,
     setup::{self, Need},
@@ -20,11 +20,19 @@ use std::{
 
 /// Name of the test targets that need root, because they load programs into the kernel.
 const KERNEL_TESTS: &str = "kernel";
+/// The package whose tests make network namespaces: they need root, too, and skip what they can't do without.
+const LAB: &str = "lab";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run only tests whose name contains one of these
+    /// Run only tests whose name contains one of these; with --faults, only the faults of these names
     filters: Vec<String>,
+    /// Instead of the tests, have one fault after the other strike three clusters under load
+    #[arg(long)]
+    faults: bool,
+    /// With --faults: write the results to this file, as JSON
+    #[arg(long, value_name = "FILE", requires = "faults")]
+    json: Option<PathBuf>,
 }
 
 /// A program that cargo built from the workspace.
@@ -48,6 +56,11 @@ impl Program {
         self.test && self.name == KERNEL_TESTS
     }
 
+    /// Whether it holds tests that do more with root than without.
+    fn is_better_with_root(&self) -> bool {
+        self.is_kernel_test() || self.test && self.folder == root().join(LAB)
+    }
+
     /// Whether it is a program of ours rather than one that tests.
     pub(crate) fn is_ours(&self) -> bool {
         !self.test
@@ -61,6 +74,9 @@ impl Program {
 
 /// Runs everything and prints the summary; an error if something failed or couldn't run.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
+    if args.faults {
+        return demo::faults(&args.filters, args.json.as_deref());
+    }
     setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
     let root_prefix = root_prefix()?;
     build_ebpf::build(false)?;
@@ -68,13 +84,13 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     let mut report = Report::default();
     for program in programs.iter().filter(|program| program.test) {
         let name = program.shown_name();
-        let prefix = match (program.is_kernel_test(), &root_prefix) {
-            (false, _) => &[][..],
-            (true, Some(prefix)) => prefix,
-            (true, None) => {
+        let prefix = match &root_prefix {
+            Some(prefix) if program.is_better_with_root() => prefix,
+            None if program.is_kernel_test() => {
                 report.skip(format!("{name}: all of it: needs root"));
                 continue;
             }
+            _ => &[][..],
         };
         run(&mut report, &name, command(prefix, program, &args.filters))?;
     }
@@ -149,6 +165,21 @@ mod tests {
         assert_eq!(test.folder, Path::new("/w/tests"));
         let ours = program(&message("bin", false)).unwrap().unwrap();
         assert!(ours.is_ours() && !ours.is_kernel_test());
+    }
+
+    #[test]
+    fn root_is_for_tests_of_the_kernel_and_of_the_lab() {
+        let program = |folder: &str, name: &str, test| {
+            let folder = root().join(folder);
+            Program { name: name.into(), source: folder.join("main.rs"), file: folder.join(name), folder, test }
+        };
+        for (folder, name) in [("tests", "kernel"), ("lab", "health"), ("lab", "lab")] {
+            assert!(program(folder, name, true).is_better_with_root(), "{folder} {name}");
+        }
+        assert!(!program("lab", "lab", false).is_better_with_root(), "not a test");
+        for (folder, name) in [("tests", "tables"), ("agent", "tombolo"), ("xtask", "xtask")] {
+            assert!(!program(folder, name, true).is_better_with_root(), "{folder} {name}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::{
     process::Process,
 };
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader},
@@ -37,12 +38,12 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Pod number `number` of its cluster, on `node`, which it sees as `gateway`.
+    /// Pod number `number` of its cluster, on a node, which it sees as `gateway`, and in a cgroup there.
     pub(super) fn new(
         cluster: &'static str,
         app: &str,
         number: u32,
-        node: &Node,
+        (node, cgroup): (&Node, Cgroup),
         addresses: Dual,
         gateway: Dual,
     ) -> Result<Self> {
@@ -61,7 +62,7 @@ impl Pod {
         Ok(Self {
             server: None,
             ready: None,
-            cgroup: node.container(&uid(number), app)?,
+            cgroup,
             netns,
             name,
             app: app.to_owned(),
@@ -145,6 +146,11 @@ impl Pod {
     /// Sends its server SIGTERM and waits until it has drained; `None` if it had to be killed after `within`.
     pub fn stop(&mut self, within: Duration) -> Result<Option<ExitStatus>> {
         self.server.as_mut().with_context(|| format!("{} has no server", self.name))?.stop(within)
+    }
+
+    /// Sends its server a signal.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.server.as_mut().with_context(|| format!("{} has no server", self.name))?.signal(signal)
     }
 
     /// Whether it had a server that has ended.

@@ -43,7 +43,14 @@ impl Screen {
     }
 
     /// Shows how a scene is going: a row for each client.
-    pub(super) fn draw(&mut self, scene: &Scene, time: Duration, reports: &[(String, Report)]) -> Result<()> {
+    /// How things stand follows, if `state` says it.
+    pub(super) fn draw(
+        &mut self,
+        scene: &Scene,
+        time: Duration,
+        reports: &[(String, Report)],
+        state: Option<&str>,
+    ) -> Result<()> {
         if !self.terminal || self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
             return Ok(());
         }
@@ -54,11 +61,11 @@ impl Screen {
         while self.history.len() > 1 && now - self.history[1].0 >= AVERAGE {
             self.history.pop_front();
         }
-        let about: String =
-            format!("{}: {}", scene.name, scene.shows).chars().take(self.width().saturating_sub(1)).collect();
+        let most = self.width().saturating_sub(1);
+        let about: String = format!("{}: {}", scene.name, scene.shows).chars().take(most).collect();
         let mut lines = vec![
             about.bold().to_string(),
-            format!("{:>5.1} s   answers a second from {}   failed", time.as_secs_f64(), columns(NAMES).dim()),
+            format!("{:>5.1} s   answers a second from      {}   failed", time.as_secs_f64(), columns(NAMES).dim()),
         ];
         for (row, (who, report)) in reports.iter().enumerate() {
             let since = self.history.front().map(|(then, old)| (now - *then, &old[row].1));
@@ -68,8 +75,9 @@ impl Screen {
             });
             let failed = format!("{:>6}", report.failed);
             let failed = if report.failed == 0 { failed.green() } else { failed.red() };
-            lines.push(format!("          {who:<22}{}   {failed}", columns(rates.each_ref().map(String::as_str))));
+            lines.push(format!("          {who:<27}{}   {failed}", columns(rates.each_ref().map(String::as_str))));
         }
+        lines.extend(state.map(|state| state.chars().take(most).collect()));
         self.history.push_back((now, reports.to_vec()));
         self.replace(&lines, "")
     }

@@ -1,7 +1,14 @@
 //! What a scene has at hand: the clusters, clients, counts, and the screen.
 
-use super::{Scene, screen::Screen, shares, summary::SceneResult};
+use super::{
+    Scene,
+    outage::Outage,
+    screen::Screen,
+    shares,
+    summary::{Said, SceneResult},
+};
 use crate::{
+    attempts::Figures,
     clusters::{Client, Clusters, Load, NAMES},
     manifests::SERVICE_PORT,
     report::{Report, now},
@@ -31,12 +38,22 @@ pub(super) struct Stage<'a> {
     began: Instant,
     clients: Vec<Client>,
     done: BTreeMap<&'static str, Report>,
+    outage: Option<Outage>,
+    next: Option<&'static str>,
+    fields: Option<Map<String, Value>>,
     facts: Map<String, Value>,
     notes: Vec<String>,
 }
 
 impl<'a> Stage<'a> {
-    pub(super) fn new(scene: &'static Scene, clusters: &'a mut Clusters, screen: &'a mut Screen) -> Self {
+    /// For `scene`, which goes on with an outage if one is handed over. `next` is the scene after it.
+    pub(super) fn new(
+        scene: &'static Scene,
+        next: Option<&'static str>,
+        outage: Option<Outage>,
+        clusters: &'a mut Clusters,
+        screen: &'a mut Screen,
+    ) -> Self {
         Self {
             clusters,
             scene,
@@ -44,6 +61,9 @@ impl<'a> Stage<'a> {
             began: Instant::now(),
             clients: Vec::new(),
             done: BTreeMap::new(),
+            outage,
+            next,
+            fields: None,
             facts: Map::new(),
             notes: Vec::new(),
         }
@@ -108,8 +128,14 @@ impl<'a> Stage<'a> {
         for client in &mut self.clients {
             client.ended()?;
         }
-        let reports: Vec<_> = self.clients.iter().map(|client| (client.label(), client.report())).collect();
-        self.screen.draw(self.scene, self.began.elapsed(), &reports)?;
+        let mut reports: Vec<_> = self.clients.iter().map(|client| (client.label(), client.report())).collect();
+        let mut state = None;
+        if let Some(outage) = &mut self.outage {
+            outage.look(self.clusters)?;
+            reports.extend(outage.rows());
+            state = Some(outage.state()?);
+        }
+        self.screen.draw(self.scene, self.began.elapsed(), &reports, state.as_deref())?;
         thread::sleep(TICK);
         Ok(())
     }
@@ -135,7 +161,7 @@ impl<'a> Stage<'a> {
         for cluster in clusters {
             let address = SocketAddr::new(self.clusters.service_addresses(cluster, service).v4.into(), SERVICE_PORT);
             loop {
-                let found = installed_shares(&self.clusters.cluster_mut(cluster).client_agent()?.services()?, address);
+                let found = self.clusters.cluster_mut(cluster).client_agent()?.shares(address)?;
                 if found.as_ref().is_some_and(|found| shares::same(found, expected)) {
                     break;
                 }
@@ -166,6 +192,45 @@ impl<'a> Stage<'a> {
         Ok(seen)
     }
 
+    /// Has callers go on from here on.
+    pub(super) fn begin_outage(&mut self, outage: Outage) {
+        self.outage = Some(outage);
+    }
+
+    /// The outage that is being played.
+    pub(super) fn outage(&self) -> Result<&Outage> {
+        self.outage.as_ref().context("no cluster was lost")
+    }
+
+    /// Does something to the outage and the clusters.
+    pub(super) fn on_outage(&mut self, work: impl FnOnce(&mut Outage, &mut Clusters) -> Result<()>) -> Result<()> {
+        work(self.outage.as_mut().context("no cluster was lost")?, self.clusters)
+    }
+
+    /// What the agents thought of the clusters after `event`.
+    pub(super) fn minds(&mut self, event: Duration) -> Result<Value> {
+        self.outage.as_ref().context("no cluster was lost")?.minds(self.clusters, event)
+    }
+
+    /// Puts what callers in `cluster` amount to into the table, and `fields` beside the scene's own into the JSON. From
+    /// here on the scene decides which failures it passes with.
+    pub(super) fn sum(&mut self, cluster: &'static str, figures: &Figures, fields: Map<String, Value>) {
+        let sum = Report {
+            requests: figures.requests,
+            failed: figures.failed,
+            by_cluster: figures.by_cluster.clone(),
+            other_peer: figures.other_peer,
+            ..Report::default()
+        };
+        self.done.entry(cluster).or_default().add(&sum);
+        self.fields.get_or_insert_default().extend(fields);
+    }
+
+    /// Puts a value beside the scene's own into the JSON.
+    pub(super) fn field(&mut self, name: &str, value: Value) {
+        self.fields.get_or_insert_default().insert(name.to_owned(), value);
+    }
+
     /// Puts a figure into the JSON.
     pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
         self.facts.insert(name.to_owned(), value.into());
@@ -181,20 +246,18 @@ impl<'a> Stage<'a> {
         self.notes.push(note.into());
     }
 
-    /// Ends the clients that are still there and sums up.
-    pub(super) fn end(mut self, played: Result<()>) -> Result<SceneResult> {
-        let stopped = self.stop().context("end the clients").map(drop);
-        let (outcome, time) = (played.and(stopped), self.began.elapsed());
+    /// Ends the clients that are still there and sums up. An outage that the next scene
+    /// goes on with is left to it.
+    pub(super) fn end(mut self, played: Result<()>) -> Result<(SceneResult, Option<Outage>)> {
+        let mut stopped = self.stop().context("end the clients").map(drop);
+        let (next, time) = (self.next, self.began.elapsed());
+        let left = self.outage.take_if(|outage| outage.goes_on_with(next));
+        if let Some(mut outage) = self.outage.take() {
+            stopped = stopped.and(outage.stop(self.clusters));
+        }
+        let outcome = played.and(stopped);
         let began = now()?.saturating_sub(time);
-        Ok(SceneResult::new(self.scene.name, began, time, self.done, self.facts, self.notes, outcome))
+        let said = Said { fields: self.fields, facts: self.facts, notes: self.notes };
+        Ok((SceneResult::new(self.scene.name, began, time, self.done, said, outcome), left))
     }
-}
-
-/// What `tombolo services -o json` says of the frontend `address` (TCP): the share of each cluster in its first tier.
-fn installed_shares(services: &Value, address: SocketAddr) -> Option<BTreeMap<String, f64>> {
-    let address = address.to_string();
-    let is_it = |service: &&Value| service["address"] == address.as_str() && service["protocol"] == "TCP";
-    let service = services["services"].as_array()?.iter().find(is_it)?;
-    let groups = service["tiers"].get(0)?.as_array()?;
-    groups.iter().map(|group| Some((group["cluster"].as_str()?.to_owned(), group["share"].as_f64()?))).collect()
 }

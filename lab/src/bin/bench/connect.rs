@@ -251,6 +251,8 @@ fn insert(desired: &mut Desired, addr: Ipv6Addr, proto: u8, i: u32, members: Vec
         name: ObjectName { namespace: "bench".to_owned(), name: format!("service-{i}") },
         affinity_seconds: None,
         exclusive: true,
+        no_abort: false,
+        draining: Vec::new(),
         tiers: vec![vec![DesiredGroup { cluster: own.clone(), weight: 1, members }]],
     };
     let key = FrontendKey { addr: addr.octets(), port: SERVICE_PORT.to_be_bytes(), proto, pad: 0 };

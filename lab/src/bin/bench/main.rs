@@ -1,8 +1,10 @@
 //! Measures what Tombolo costs. `cargo xtask bench` builds and starts it.
 
 mod connect;
+mod failover;
 mod loops;
 mod programs;
+mod quantiles;
 mod samples;
 
 use clap::Parser;
@@ -14,11 +16,16 @@ use std::process::ExitCode;
 enum Bench {
     /// Kernel run time of each hook, by `bpf_stats`, against empty programs.
     Connect(connect::Args),
+    /// What new connections see of clusters that go dark and come back, beside kube-proxy's rules.
+    Failover(failover::Args),
 }
 
 fn main() -> ExitCode {
-    let Bench::Connect(args) = Bench::parse();
-    match connect::run(&args) {
+    let done = match Bench::parse() {
+        Bench::Connect(args) => connect::run(&args),
+        Bench::Failover(args) => failover::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,0 +1,151 @@
+//! A caller in a pod, and the attempts that it has told of so far.
+
+use super::Pod;
+use crate::{
+    caller::{Attempt, End, Kind},
+    process::Process,
+    report::Report,
+};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// How long a caller may take to end: it waits for nothing.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whom to call, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Called in turn.
+    pub targets: Vec<SocketAddr>,
+    /// What the application does with its connections.
+    pub kind: Kind,
+    /// Requests a second.
+    pub rate: u32,
+    /// Connections, where requests share them.
+    pub connections: u32,
+    /// How long an attempt may take.
+    pub timeout: Duration,
+}
+
+/// A caller that is running.
+#[derive(Debug)]
+pub struct Caller {
+    kind: Kind,
+    label: String,
+    process: Process,
+    told: Arc<Mutex<Told>>,
+    reader: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    attempts: Vec<Attempt>,
+    sum: Report,
+}
+
+impl Caller {
+    /// Starts the program `lab` in `pod`; `label` is for people.
+    pub(super) fn start(lab: &Path, pod: &Pod, label: String, calls: &Calls) -> Result<Self> {
+        let mut command = pod.command(lab);
+        command.args(["call", "--kind", &calls.kind.to_string()]);
+        command.args(["--rate", &calls.rate.to_string(), "--connections", &calls.connections.to_string()]);
+        command.args(["--timeout-ms", &calls.timeout.as_millis().to_string()]);
+        command.args(calls.targets.iter().map(SocketAddr::to_string)).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut process = pod.start(command)?;
+        let lines = BufReader::new(process.stdout().expect("stdout is piped"));
+        let told = Arc::new(Mutex::new(Told::default()));
+        let reader = thread::spawn({
+            let told = told.clone();
+            move || {
+                for line in lines.lines() {
+                    let line = line.context("read what a caller tells")?;
+                    let attempt = serde_json::from_str(&line).context("understand what a caller tells")?;
+                    guard(&told).add(attempt);
+                }
+                Ok(())
+            }
+        });
+        Ok(Self { kind: calls.kind, label, process, told, reader: Some(reader) })
+    }
+
+    /// What it does with its connections.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What it is, for people.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Sums of what it has told so far; at most about 0.1 s old.
+    pub fn sum(&self) -> Report {
+        guard(&self.told).sum.clone()
+    }
+
+    /// The attempts that ended at `from` or later and before `to`, by [`crate::report::now`].
+    pub fn attempts(&self, from: Duration, to: Duration) -> Vec<Attempt> {
+        let told = guard(&self.told);
+        let ended_then = |attempt: &&Attempt| (from..to).contains(&attempt.ended());
+        told.attempts.iter().filter(ended_then).cloned().collect()
+    }
+
+    /// All attempts told of since the last time, in the order in which they ended.
+    pub fn take(&self) -> Vec<Attempt> {
+        std::mem::take(&mut guard(&self.told).attempts)
+    }
+
+    /// Has it tell of what is under way, as unfinished so far.
+    pub fn ask(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGUSR1)
+    }
+
+    /// Fails if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            None => Ok(()),
+            Some(status) => bail!("the caller \"{}\" ended by itself: {status}", self.label),
+        }
+    }
+
+    /// Has it end; what was under way is told as unfinished.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        let status = self.process.wait(PATIENCE)?;
+        let status = status.with_context(|| format!("the caller \"{}\" does not end", self.label))?;
+        ensure!(status.success(), "the caller \"{}\" ended with {status}", self.label);
+        match self.reader.take() {
+            Some(reader) => reader.join().expect("the reader does not panic"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Told {
+    fn add(&mut self, attempt: Attempt) {
+        if attempt.end != End::Unfinished {
+            self.sum.requests += u64::from(!attempt.retry);
+        }
+        match &attempt.end {
+            End::Answered(cluster) | End::OtherPeer(cluster) => {
+                *self.sum.by_cluster.entry(cluster.clone()).or_default() += 1;
+            }
+            End::Failed(_) => self.sum.failed += u64::from(!attempt.retry),
+            End::Unfinished => {}
+        }
+        self.attempts.push(attempt);
+    }
+}
+
+fn guard(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().expect("an attempt is added without panic")
+}

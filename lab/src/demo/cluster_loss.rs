@@ -1,0 +1,86 @@
+//! A cluster dies without a word.
+
+use super::{
+    Scene,
+    outage::{CALLERS, LOST, Outage, Way, fields, in_words},
+    stage::Stage,
+};
+use crate::{
+    attempts::ms_after,
+    caller::{End, Kind},
+    report::now,
+};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::time::Duration;
+
+pub(super) const SCENE: Scene = Scene {
+    name: "cluster-loss",
+    shows: "east dies under load, no reset, no message, its API server gone too: with one retry nobody notices",
+    play,
+};
+
+/// How long all is well first.
+const BEFORE: Duration = Duration::from_secs(3);
+/// How long the cluster is gone.
+const GONE: Duration = Duration::from_secs(20);
+/// How long callers get to tell of what is under way.
+const TOLD_WITHIN: Duration = Duration::from_millis(300);
+
+fn play(stage: &mut Stage<'_>) -> Result<()> {
+    lose(stage, BEFORE, GONE)?;
+    stage.on_outage(Outage::ask)?;
+    stage.watch(TOLD_WITHIN)?;
+    let outage = stage.outage()?;
+    let (lost, dark) = (outage.lost.context("lost above")?, outage.dark.context("lost above")?);
+    let now = now()?;
+    for way in [Way::Tombolo, Way::KubeProxy] {
+        let attempts = outage.attempts(way, Kind::NewConnections, Duration::ZERO, now);
+        let of_lost = |end: &End| matches!(end, End::Answered(cluster) if cluster == LOST);
+        ensure!(attempts.iter().any(|attempt| of_lost(&attempt.end)), "{LOST} had not answered before it was lost");
+        let late = attempts.iter().find(|attempt| attempt.began > dark && of_lost(&attempt.end));
+        if let Some(late) = late {
+            let after = ms_after(lost, late.began);
+            anyhow::bail!("{LOST} answered a request that began {after} ms after it was lost");
+        }
+    }
+    let ours = outage.figures(Way::Tombolo, Duration::ZERO, now, lost);
+    let theirs = outage.figures(Way::KubeProxy, Duration::ZERO, now, lost);
+    stage.on_outage(|outage, _| {
+        outage.summed = now;
+        Ok(())
+    })?;
+    let minds = stage.minds(lost)?;
+    stage.sum(CALLERS, &ours.0, fields(&ours));
+    stage.field("kube_proxy", Value::Object(fields(&theirs)));
+    stage.field("clusters", minds);
+    stage.note(in_words("Tombolo", &ours.0));
+    stage.note(in_words("kube-proxy", &theirs.0));
+    if let Some(change) = stage.outage()?.change_in_words(lost) {
+        stage.note(change);
+    }
+    check_retries(&ours.0)
+}
+
+/// Starts the callers, and has the cluster go dark after `before`, for `gone` so far.
+pub(super) fn lose(stage: &mut Stage<'_>, before: Duration, gone: Duration) -> Result<()> {
+    let outage = Outage::start(stage.clusters)?;
+    stage.begin_outage(outage);
+    stage.watch(before)?;
+    stage.on_outage(Outage::lose)?;
+    stage.watch(gone)
+}
+
+/// Fails if a request failed in spite of its retry.
+pub(super) fn check_retries(figures: &crate::attempts::Figures) -> Result<()> {
+    let failures: Vec<_> =
+        figures.failures.iter().map(|failure| format!("{:.0} ms: {}", failure.began_ms, failure.error)).collect();
+    ensure!(
+        figures.failed_with_retry == 0,
+        "{} of {} requests failed in spite of a retry; the first failures: {}",
+        figures.failed_with_retry,
+        figures.requests,
+        failures.join("; ")
+    );
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! Faults of the network between clusters, and of pods.
+
+use super::{
+    Fault, Healed,
+    ground::{CALLED, Ground, HERE},
+};
+use crate::{
+    addresses,
+    clusters::{GATEWAY_PORT, NAMES},
+    nft,
+};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use std::{process::Command, time::Duration};
+
+pub(super) const FAULTS: &[Fault] = &[
+    Fault { name: "peer-dark", strikes: "east's packets vanish both ways, for 10 s", strike: dark },
+    Fault { name: "peer-veth-down", strikes: "the links of east's nodes are down, for 10 s", strike: veth_down },
+    Fault { name: "peer-answers-lost", strikes: "what east sends vanishes, for 10 s", strike: answers_lost },
+    Fault { name: "peer-requests-lost", strikes: "what is sent to east vanishes, for 10 s", strike: requests_lost },
+    Fault { name: "peer-loss-30", strikes: "30 % of what east sends is lost, for 10 s", strike: loss },
+    Fault { name: "peer-64-kbit", strikes: "64 kbit/s to each of east's nodes, for 10 s", strike: slow },
+    Fault { name: "peer-flaps", strikes: "east is dark every other half second, for 10 s", strike: flaps },
+    Fault { name: "peers-all-dark", strikes: "east and north are dark, for 10 s", strike: all_dark },
+    Fault { name: "uplink-down", strikes: "the callers' own node has no network, for 10 s", strike: uplink },
+    Fault {
+        name: "gateway-dark",
+        strikes: "east's gateway is dark, for 5 s: its callers have no other way",
+        strike: gateway_dark,
+    },
+    Fault { name: "gateway-moved", strikes: "east's gateway gets another address", strike: gateway_moved },
+    Fault { name: "pod-killed", strikes: "a server in east ends; its slice says so 3 s later", strike: pod_killed },
+    Fault { name: "pod-stopped", strikes: "a server in east hangs for 10 s, its queue fills", strike: pod_stopped },
+];
+
+/// How long most of them last.
+const LASTS: Duration = Duration::from_secs(10);
+
+fn dark(ground: &mut Ground) -> Result<Healed> {
+    ground.clusters.black_out("east")?;
+    ground.pass(LASTS)?;
+    ground.clusters.light_up("east")?;
+    over(ground)
+}
+
+fn veth_down(ground: &mut Ground) -> Result<Healed> {
+    for link in links("east") {
+        ground.clusters.fabric().down(&link)?;
+    }
+    ground.pass(LASTS)?;
+    for link in links("east") {
+        ground.clusters.fabric().up(&link)?;
+    }
+    over(ground)
+}
+
+fn answers_lost(ground: &mut Ground) -> Result<Healed> {
+    filtered(ground, "iifname", "drop")
+}
+
+fn requests_lost(ground: &mut Ground) -> Result<Healed> {
+    filtered(ground, "oifname", "drop")
+}
+
+/// Some requests fail by it, of datagrams nearly one in ten in spite of a retry; but that is no reason to give a cluster up.
+fn loss(ground: &mut Ground) -> Result<Healed> {
+    drop_on_fabric(ground, "iifname", &names(&links("east")), "numgen random mod 100 < 30 drop")?;
+    for _ in 0..20 {
+        ground.pass(LASTS / 20)?;
+        ground.trusts_all()?;
+    }
+    nft::clear(ground.clusters.fabric())?;
+    Ok(over(ground)?.losing_requests())
+}
+
+fn slow(ground: &mut Ground) -> Result<Healed> {
+    for link in links("east") {
+        tc(
+            ground,
+            &["qdisc", "replace", "dev", &link, "root", "tbf", "rate", "64kbit", "burst", "4kb", "latency", "400ms"],
+        )?;
+    }
+    ground.pass(LASTS)?;
+    for link in links("east") {
+        tc(ground, &["qdisc", "del", "dev", &link, "root"])?;
+    }
+    over(ground)
+}
+
+fn flaps(ground: &mut Ground) -> Result<Healed> {
+    for _ in 0..10 {
+        ground.clusters.black_out("east")?;
+        ground.pass(LASTS / 20)?;
+        ground.clusters.light_up("east")?;
+        ground.pass(LASTS / 20)?;
+    }
+    over(ground)
+}
+
+/// It may as well be the node's own fault, so the last set is kept.
+fn all_dark(ground: &mut Ground) -> Result<Healed> {
+    let peers = || NAMES.into_iter().filter(|name| *name != HERE);
+    for peer in peers() {
+        ground.clusters.black_out(peer)?;
+    }
+    let waited = ground.pass(LASTS);
+    let kept = ground.follows(&NAMES);
+    for peer in peers() {
+        ground.clusters.light_up(peer)?;
+    }
+    waited?;
+    kept.context("the tables without peers")?;
+    Ok(over(ground)?.losing_requests())
+}
+
+/// Whom it can't reach it can't reach; but nothing may be removed for it, and all of it has to be used at once again.
+fn uplink(ground: &mut Ground) -> Result<Healed> {
+    let link = ground.clusters.cluster(HERE).client().node().to_owned();
+    ground.clusters.fabric().down(&link)?;
+    let waited = ground.pass(LASTS);
+    let kept = ground.follows(&NAMES);
+    ground.clusters.fabric().up(&link)?;
+    waited?;
+    kept.context("the tables without a network")?;
+    Ok(over(ground)?.losing_requests())
+}
+
+/// The callers in west have nothing to do with it, and must not notice.
+fn gateway_dark(ground: &mut Ground) -> Result<Healed> {
+    drop_on_fabric(ground, "oifname", "\"east-gateway\"", "drop")?;
+    ground.pass(Duration::from_secs(5))?;
+    nft::clear(ground.clusters.fabric())?;
+    Ok(over(ground)?.losing_requests_by_gateway())
+}
+
+fn gateway_moved(ground: &mut Ground) -> Result<Healed> {
+    let (old, new) = (addresses::gateway(2), addresses::node(2, 8));
+    for address in addresses::on_fabric(new) {
+        ground.clusters.gateway().address("eth0", address)?;
+    }
+    ground.clusters.mirroring.gateway = Some(new);
+    ground.clusters.publish()?;
+    ground.pass(Duration::from_secs(1))?;
+    let rules = format!(
+        "table inet fault {{
+            chain in {{
+                type filter hook prerouting priority raw
+                ip daddr {} meta l4proto {{ tcp, udp }} th dport {GATEWAY_PORT} drop
+                ip6 daddr {} meta l4proto {{ tcp, udp }} th dport {GATEWAY_PORT} drop
+            }}
+        }}",
+        old.v4, old.v6
+    );
+    nft::apply(ground.clusters.gateway(), &rules)?;
+    ground.pass_attempts()?;
+    nft::remove_table(ground.clusters.gateway(), "inet fault")?;
+    Ok(Healed::after(Duration::from_secs(1)).with("the old address was gone 1 s after the slices said so"))
+}
+
+fn pod_killed(ground: &mut Ground) -> Result<Healed> {
+    let name = victim(ground)?;
+    ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGKILL)?;
+    ground.pass(Duration::from_secs(3))?;
+    ground.clusters.cluster_mut("east").remove_ended_pods()?;
+    ground.clusters.start_pod("east", "frontend", addresses::Network::Flat)?;
+    ground.clusters.publish()?;
+    let healed = ground.follows(&NAMES)?;
+    ground.pass_attempts()?;
+    Ok(Healed::after(healed).losing_datagrams())
+}
+
+/// Its node goes on accepting connections for it, so its callers wait; its cluster must not be given up for it.
+fn pod_stopped(ground: &mut Ground) -> Result<Healed> {
+    let name = victim(ground)?;
+    ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGSTOP)?;
+    let waited = ground.pass(LASTS).and_then(|()| ground.trusts_all());
+    ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGCONT)?;
+    waited?;
+    Ok(over(ground)?.losing_requests())
+}
+
+/// The network is as before: until all is used again, and until what began before has ended.
+fn over(ground: &mut Ground) -> Result<Healed> {
+    let begin = std::time::Instant::now();
+    ground.well()?;
+    let healed = begin.elapsed();
+    ground.pass_attempts()?;
+    Ok(Healed::after(healed))
+}
+
+fn filtered(ground: &mut Ground, side: &str, verdict: &str) -> Result<Healed> {
+    drop_on_fabric(ground, side, &names(&links("east")), verdict)?;
+    ground.pass(LASTS)?;
+    nft::clear(ground.clusters.fabric())?;
+    over(ground)
+}
+
+fn drop_on_fabric(ground: &Ground, side: &str, links: &str, verdict: &str) -> Result<()> {
+    let rules = format!(
+        "table bridge fault {{
+            chain forward {{
+                type filter hook forward priority 0
+                icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+                {side} {{ {links} }} meta protocol {{ ip, ip6 }} {verdict}
+            }}
+        }}"
+    );
+    nft::apply(ground.clusters.fabric(), &rules)
+}
+
+fn tc(ground: &Ground, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("tc");
+    let status = ground.clusters.fabric().spawn(command.args(arguments))?.wait().context("wait for tc")?;
+    ensure!(status.success(), "tc {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+/// The links of a cluster's nodes, on the fabric.
+fn links(cluster: &str) -> [String; 2] {
+    [format!("{cluster}-1"), format!("{cluster}-2")]
+}
+
+/// Links as nft lists them.
+fn names(links: &[String]) -> String {
+    links.iter().map(|link| format!("\"{link}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// A pod in east.
+fn victim(ground: &Ground) -> Result<String> {
+    let app = CALLED.strip_suffix("-federated").unwrap_or(CALLED);
+    let pod = ground.clusters.cluster("east").pods_of(app).next().context("east has pods")?;
+    Ok(pod.name().to_owned())
+}
