@@ -3,14 +3,22 @@
 //! Tests run side by side in one process. Each has a ground of its own (`kernel/ground.rs`), and its clients are threads in
 //! a cgroup of their own; so no test may move the whole process to another cgroup or namespace.
 
+#[path = "kernel/abort.rs"]
+mod abort;
 #[path = "kernel/affinity.rs"]
 mod affinity;
 #[path = "kernel/agent_cli.rs"]
 mod agent_cli;
+#[path = "kernel/agent_draining.rs"]
+mod agent_draining;
+#[path = "kernel/agent_egress.rs"]
+mod agent_egress;
 #[path = "kernel/agent_foreign.rs"]
 mod agent_foreign;
 #[path = "kernel/agent_healing.rs"]
 mod agent_healing;
+#[path = "kernel/agent_layouts.rs"]
+mod agent_layouts;
 #[path = "kernel/agent_lifecycle.rs"]
 mod agent_lifecycle;
 #[path = "kernel/agent_manifests.rs"]
@@ -33,8 +41,18 @@ mod chi;
 mod conversations;
 #[path = "kernel/draws.rs"]
 mod draws;
+#[path = "kernel/egress.rs"]
+mod egress;
+#[path = "kernel/ejection.rs"]
+mod ejection;
+#[path = "kernel/events.rs"]
+mod events;
+#[path = "kernel/flows.rs"]
+mod flows;
 #[path = "kernel/ground.rs"]
 mod ground;
+#[path = "kernel/losses.rs"]
+mod losses;
 #[path = "kernel/matrix.rs"]
 mod matrix;
 #[path = "kernel/pods.rs"]
@@ -45,12 +63,16 @@ mod ranges;
 mod refusal;
 #[path = "kernel/removal.rs"]
 mod removal;
+#[path = "kernel/scene.rs"]
+mod scene;
 #[path = "kernel/servers.rs"]
 mod servers;
 #[path = "kernel/shares.rs"]
 mod shares;
 #[path = "kernel/sockets.rs"]
 mod sockets;
+#[path = "kernel/suspicion.rs"]
+mod suspicion;
 #[path = "kernel/symmetry.rs"]
 mod symmetry;
 #[path = "kernel/tables.rs"]

@@ -66,11 +66,23 @@ fn tables_are_for_people_and_say_whose_truth_they_show() {
         assert!(services.contains(part), "{part} is not in\n{services}");
     }
     let backends = site.tombolo(&["backends"]).out;
-    for part in ["CLUSTER", "CHOSEN", "east", BACKEND, "pod", "ok", "demo/web-federated"] {
+    for part in [
+        "CLUSTER",
+        "EJECTED",
+        "CHOSEN",
+        "ESTABLISHED",
+        "OPEN",
+        "FAILED",
+        "east",
+        BACKEND,
+        "pod",
+        "ok",
+        "demo/web-federated",
+    ] {
         assert!(backends.contains(part), "{part} is not in\n{backends}");
     }
     let status = site.tombolo(&["status"]).out;
-    for part in ["ready", "cluster west, node west-1", "connect4", "2 installed, 2 desired", "east ok"] {
+    for part in ["ready", "cluster west, node west-1", "connect4", "2 installed, 2 desired", "east up"] {
         assert!(status.contains(part), "{part} is not in\n{status}");
     }
     for text in [services, backends, status] {

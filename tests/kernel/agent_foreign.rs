@@ -10,6 +10,7 @@ use std::{
 };
 
 /// Hooks and their `enum bpf_attach_type`, linux/bpf.h.
+pub(crate) const SOCK_OPS: u32 = 3;
 pub(crate) const CONNECT4: u32 = 10;
 pub(crate) const CONNECT6: u32 = 11;
 pub(crate) const GETPEERNAME6: u32 = 30;
@@ -121,18 +122,31 @@ pub(crate) fn pin_map(path: &Path) {
         value_size: u32,
         max_entries: u32,
     }
-    #[repr(C)]
-    struct Pin {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
     let map = bpf(0, &mut Create { map_type: 2, key_size: 4, value_size: 4, max_entries: 1 }).unwrap();
     // SAFETY: a descriptor that was just made for us.
     let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(map).unwrap()) };
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let bpf_fd = map.as_raw_fd().cast_unsigned();
     bpf(6, &mut Pin { pathname: path.as_ptr() as u64, bpf_fd, file_flags: 0 }).unwrap();
+}
+
+/// The kernel's id of the link that is pinned at `path`.
+pub(crate) fn link_id(path: &Path) -> u32 {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let fd = bpf(7, &mut Pin { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 }).unwrap();
+    // SAFETY: a descriptor that was just made for us.
+    let link = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())).unwrap();
+    let id = info.lines().find_map(|line| line.strip_prefix("link_id:")).unwrap();
+    id.trim().parse().unwrap()
+}
+
+/// Attributes of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C)]
+struct Pin {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
 }
 
 /// Attributes of `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
@@ -161,6 +175,8 @@ fn word(address: Ipv4Addr) -> i32 {
 fn load(hook: u32, code: &[u64]) -> io::Result<OwnedFd> {
     /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`, linux/bpf.h.
     const SOCK_ADDR: u32 = 18;
+    /// `BPF_PROG_TYPE_SOCK_OPS`, linux/bpf.h.
+    const SOCK_OPS_TYPE: u32 = 13;
     #[repr(C)]
     struct Load {
         prog_type: u32,
@@ -178,7 +194,7 @@ fn load(hook: u32, code: &[u64]) -> io::Result<OwnedFd> {
     }
     let license = c"GPL";
     let mut load = Load {
-        prog_type: SOCK_ADDR,
+        prog_type: if hook == SOCK_OPS { SOCK_OPS_TYPE } else { SOCK_ADDR },
         insn_cnt: u32::try_from(code.len()).unwrap(),
         insns: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
@@ -189,7 +205,7 @@ fn load(hook: u32, code: &[u64]) -> io::Result<OwnedFd> {
         prog_flags: 0,
         prog_name: *b"somebody_elses\0\0",
         prog_ifindex: 0,
-        expected_attach_type: hook,
+        expected_attach_type: if hook == SOCK_OPS { 0 } else { hook },
     };
     let fd = bpf(5, &mut load)?;
     // SAFETY: a descriptor that was just made for us.

@@ -2,7 +2,7 @@
 
 use crate::{
     agent_foreign::{CONNECT4, programs_on},
-    agent_site::{Agent, SOON, Site, is_emulated, names, patience, service, until},
+    agent_site::{Agent, SOON, Site, adopted_all, is_emulated, names, patience, service, until},
 };
 use lab::cgroup::Cgroup;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tombolo::{
-    datapath::{KernelMaps, pins::Pins},
+    datapath::{HOOKS, KernelMaps, pins::Pins},
     tables::Step,
 };
 
@@ -55,16 +55,16 @@ fn pins_that_somebody_removes_are_put_back_and_no_connect_fails() {
     let agent = site.ready_agent();
     let mut client = site.client();
     client.dialler().begin(VIP.parse().unwrap(), 1).unwrap();
-    let all = |folder: &str| names(&site.pins.join("v1").join(folder));
+    let all = |folder: &str| names(&site.layout().join(folder));
     let (links, maps) = (all("links"), all("maps"));
-    assert_eq!((links.len(), maps.len() > 10), (8, true));
-    fs::remove_file(site.pins.join("v1/links/connect4")).unwrap();
-    fs::remove_file(site.pins.join("v1/maps/SLOTS")).unwrap();
+    assert_eq!((links.len(), maps.len() > 10), (HOOKS.len(), true));
+    fs::remove_file(site.layout().join("links/connect4")).unwrap();
+    fs::remove_file(site.layout().join("maps/SLOTS")).unwrap();
     let back = || (all("links") == links && all("maps") == maps).then_some(());
     assert!(until(MENDED, back).is_some());
     // And all of them at once, folders and all.
     fs::remove_dir_all(&site.pins).unwrap();
-    let back = || (site.pins.join("v1/links").exists() && all("links") == links && all("maps") == maps).then_some(());
+    let back = || (site.layout().join("links").exists() && all("links") == links && all("maps") == maps).then_some(());
     assert!(until(MENDED, back).is_some());
     let said = site.agent().with("--socket", site.folder().join("other")).fail();
     assert!(said.contains("an agent is running"), "the new folder is locked too: {said}");
@@ -126,7 +126,7 @@ fn an_agent_that_is_told_another_cgroup_moves_its_hooks_there() {
     assert_eq!(programs_on(other.path(), CONNECT4).0.len(), 1);
     assert!(site.client_in("other/client").tcp(VIP).is_ok());
     assert_eq!(site.client().tcp(VIP), Err(libc::ENETUNREACH));
-    assert_eq!(names(&site.pins.join("v1/links")).len(), 8);
+    assert_eq!(names(&site.layout().join("links")).len(), HOOKS.len());
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_map_that_is_no_longer_pinned_costs_no_connect_at_a_restart() {
     let mut client = site.client();
     client.dialler().begin(VIP.parse().unwrap(), 1).unwrap();
     agent.kill();
-    fs::remove_file(site.pins.join("v1/maps/SLOTS")).unwrap();
+    fs::remove_file(site.layout().join("maps/SLOTS")).unwrap();
     let agent = site.ready_agent();
     assert!(agent.log().contains("pinned maps are missing"), "{}", agent.log());
     assert!(site.json("status").0["hooks"].as_array().unwrap().iter().all(|hook| hook["adopted"] == true));
@@ -149,7 +149,7 @@ fn a_map_that_is_no_longer_pinned_costs_no_connect_at_a_restart() {
     agent.kill();
     assert_eq!(site.installed("demo/web-federated"), BACKENDS, "the new maps are pinned");
     let log = site.ready_agent().log();
-    assert!(log.contains("\"adopted\":8") && !log.contains("pinned maps are missing"), "{log}");
+    assert!(log.contains(&adopted_all()) && !log.contains("pinned maps are missing"), "{log}");
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn an_agent_that_is_killed_at_any_moment_of_its_first_start_leaves_nothing_that_
         let agent = site.ready_agent();
         assert!(site.client().tcp(VIP).is_ok(), "round {round}");
         assert_eq!(programs_on(site.cgroup.path(), CONNECT4).0.len(), 1, "round {round}");
-        assert_eq!(names(&site.pins.join("v1/links")).len(), 8, "round {round}");
+        assert_eq!(names(&site.layout().join("links")).len(), HOOKS.len(), "round {round}");
         agent.kill();
     }
 }
@@ -236,7 +236,7 @@ fn a_bpffs_that_is_unmounted_is_said_to_be_missing_and_used_again_when_it_is_bac
     assert!(problem.contains(&pins.display().to_string()), "{problem}");
     bpffs.mount();
     mended(&site);
-    assert_eq!(names(&pins.join("v1/links")).len(), 8);
+    assert_eq!(names(&Pins::new(&pins).dir().join("links")).len(), HOOKS.len());
     let seen = client.dialler().end().unwrap();
     assert_eq!((seen.failed, seen.connects > 100), (0, true), "{seen:?}");
     agent.stop();

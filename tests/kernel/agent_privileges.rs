@@ -2,7 +2,7 @@
 
 use crate::{
     agent_foreign::{CONNECT4, programs_on},
-    agent_site::{Prepare, Said, Site, program, service},
+    agent_site::{Prepare, Said, Site, adopted_all, program, service},
     agent_unprivileged::{bpf_and_net_admin, bpf_only, net_admin_only, no_membarrier, nobody, nothing},
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -52,7 +52,7 @@ fn two_capabilities_are_all_it_takes() {
         let said = tombolo(&site, bpf_and_net_admin, &["status"]);
         assert!(said.out.contains("connect4") && said.out.contains("no agent answers"), "{said:?}");
         let agent = start();
-        assert!(agent.log().contains("\"adopted\":8"), "{}", agent.log());
+        assert!(agent.log().contains(&adopted_all()), "{}", agent.log());
         agent.kill();
         let said = tombolo(&site, bpf_and_net_admin, &["unload"]);
         assert!(said.status.success() && !site.pins.exists(), "{said:?}");

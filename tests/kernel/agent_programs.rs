@@ -2,7 +2,9 @@
 //! attached besides, the agent says whose is in the way.
 
 use crate::{
-    agent_foreign::{CONNECT4, CONNECT6, EXCLUSIVE, Foreign, GETPEERNAME6, MULTI, OVERRIDE, pin_map, programs_on},
+    agent_foreign::{
+        CONNECT4, CONNECT6, EXCLUSIVE, Foreign, GETPEERNAME6, MULTI, OVERRIDE, SOCK_OPS, pin_map, programs_on,
+    },
     agent_site::{SOON, Site, service, until},
 };
 use std::{
@@ -79,21 +81,25 @@ fn foreign_programs_around_keep_working_and_are_never_changed_by_restarts() {
 #[test]
 fn a_program_that_is_alone_on_our_cgroup_is_named_and_nothing_stays_attached() {
     let Some(site) = site() else { return };
-    for flags in [EXCLUSIVE, OVERRIDE] {
-        // The last hook but one to be attached: what comes before it must not stay.
-        let foreign = Foreign::idle(site.cgroup.path(), GETPEERNAME6, flags).unwrap();
+    let hooks = [("getpeername6", GETPEERNAME6), ("sock_ops", SOCK_OPS)];
+    for ((name, hook), flags) in hooks.into_iter().flat_map(|hook| [(hook, EXCLUSIVE), (hook, OVERRIDE)]) {
+        let foreign = Foreign::idle(site.cgroup.path(), hook, flags).unwrap();
         let said = site.agent().fail();
         let path = site.cgroup.path().display().to_string();
         let id = foreign.id().to_string();
-        for part in
-            ["attach getpeername6", &path, &format!("program {id}"), &format!("bpftool prog show id {id}"), "--cgroup"]
-        {
+        for part in [
+            &format!("attach {name}"),
+            &path,
+            &format!("program {id}"),
+            &format!("bpftool prog show id {id}"),
+            "--cgroup",
+        ] {
             assert!(said.contains(part), "{part} is not in: {said}");
         }
         assert_eq!(programs_on(site.cgroup.path(), CONNECT4).0, Vec::<u32>::new(), "all hooks or none");
         assert!(!site.pins.exists(), "a first start that fails leaves nothing behind");
         assert!(!site.socket.exists());
-        assert_eq!(programs_on(site.cgroup.path(), GETPEERNAME6), (vec![foreign.id()], flags));
+        assert_eq!(programs_on(site.cgroup.path(), hook), (vec![foreign.id()], flags));
     }
     let mut agent = site.agent().start();
     agent.wait_until_ready();
@@ -158,7 +164,7 @@ fn unloading_leaves_the_pins_and_programs_of_others() {
     let agent = site.ready_agent();
     let neighbour = site.pins.parent().unwrap().join("theirs");
     pin_map(&neighbour);
-    let inside = site.pins.join("v1/maps/theirs");
+    let inside = site.layout().join("maps/theirs");
     pin_map(&inside);
     let beside = site.pins.join("notes");
     fs::create_dir(&beside).unwrap();

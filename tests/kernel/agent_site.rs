@@ -29,6 +29,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+use tombolo::datapath::{HOOKS, pins::Pins};
 
 /// How long an agent may take to get ready, and anything else that should be a matter of a second.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -141,6 +142,11 @@ impl Site {
         let cgroup = self.cgroup.child(cgroup).unwrap();
         let dialler = Dialler::start(program("lab"), &cgroup, &self.netns).unwrap();
         Client { dialler, _cgroup: cgroup }
+    }
+
+    /// The folder of the pins of this layout.
+    pub(crate) fn layout(&self) -> PathBuf {
+        Pins::new(&self.pins).dir()
     }
 
     /// Runs `tombolo` with these arguments and this site's socket and pins.
@@ -386,6 +392,11 @@ impl Client {
         self.said(Order::Udp(to.parse().unwrap()), to)
     }
 
+    /// Asks from a connected UDP socket that is kept, and connected again only if a send fails: who answered.
+    pub(crate) fn resolve(&mut self, to: &str) -> Result<String, i32> {
+        self.said(Order::Resolve(to.parse().unwrap()), to)
+    }
+
     /// Dials by TCP what somebody else translates, whoever is then shown as the peer: who answered, if anyone did.
     pub(crate) fn tcp_unchecked(&mut self, to: &str) -> Option<String> {
         match self.dialler.order(Order::Tcp(to.parse().unwrap())).unwrap() {
@@ -404,6 +415,16 @@ impl Client {
             Outcome::Failed { errno: Some(errno), .. } => Err(errno),
             other => panic!("{order:?}: {other:?}"),
         }
+    }
+
+    /// Connects, keeps the connection open until [`release`](Self::release), and says which backend answered.
+    pub(crate) fn hold(&mut self, to: &str) -> Result<String, i32> {
+        self.said(Order::Hold(to.parse().unwrap()), to)
+    }
+
+    /// Closes the connections held.
+    pub(crate) fn release(&mut self) {
+        assert!(matches!(self.dialler.order(Order::Release).unwrap(), Outcome::Released(_)));
     }
 
     /// The dialler itself.
@@ -545,6 +566,20 @@ pub(crate) fn patience(time: Duration) -> Duration {
 /// Whether this machine's processor is an emulated one, where nothing can be said about times.
 pub(crate) fn is_emulated() -> bool {
     fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"))
+}
+
+/// What an agent logs that took over all hooks.
+pub(crate) fn adopted_all() -> String {
+    format!("\"adopted\":{}", HOOKS.len())
+}
+
+/// Whether a test that depends on how long things take can't be run here; says so.
+pub(crate) fn judges_no_times() -> bool {
+    let is_emulated = is_emulated();
+    if is_emulated {
+        println!("skipped: on an emulated processor times say nothing");
+    }
+    is_emulated
 }
 
 /// The names in a folder.

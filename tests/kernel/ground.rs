@@ -158,7 +158,8 @@ impl Ground {
         self.kernel.maps.counts().unwrap()[counter.name()]
     }
 
-    fn backends_at(&self, address: SocketAddr) -> Vec<(u32, Backend)> {
+    /// The backends at `address`, by index.
+    pub(crate) fn backends_at(&self, address: SocketAddr) -> Vec<(u32, Backend)> {
         let is_at =
             |backend: &Backend| backend.addr == mapped(address.ip()) && backend.port == address.port().to_be_bytes();
         self.installed

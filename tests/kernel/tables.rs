@@ -27,7 +27,7 @@ fn key(frontend: SocketAddr, proto: u8) -> FrontendKey {
 /// A service of these tiers that nobody else serves.
 pub(crate) fn service(tiers: Vec<Vec<DesiredGroup>>) -> DesiredService {
     let name = ObjectName { namespace: "test".to_owned(), name: "service".to_owned() };
-    DesiredService { name, affinity_seconds: None, exclusive: true, tiers }
+    DesiredService { name, affinity_seconds: None, exclusive: true, no_abort: false, tiers, draining: Vec::new() }
 }
 
 /// A service of one tier with these backends, all in the own cluster and alike; without any it has no tier.
