@@ -11,9 +11,9 @@ use tombolo_ebpf::abi::{Counter, UDP, UDP_PAIRS, UdpOrigin, UdpPair, verdict};
 use crate::{
     choose::Chosen,
     family::{Words, difference, port, put, words},
-    frontend::{Hit, look_up},
+    frontend::{Hit, active, look_up, within},
     health::cluster::is_up,
-    maps::{BACKENDS, Numbered, UDP_ORIGIN},
+    maps::{BACKENDS, CONFIG, Numbered, UDP_ORIGIN},
     outcome::Skip,
     remembered::{Use, is_member, still_good},
 };
@@ -60,6 +60,11 @@ pub fn remember(ctx: &SockAddrContext, hit: &Hit, chosen: &Chosen) -> Result<(),
 /// Forgets that something stood for `peer`, which this socket connects to by its own address.
 #[inline(always)]
 pub fn forget(ctx: &SockAddrContext, peer: Words, peer_port: u16) {
+    // Most of what isn't ours is no backend's address either, and needs no look at the storage.
+    let Some(ranges) = CONFIG.at(0).map(active) else { return };
+    if !within(peer, &ranges.backends4, &ranges.backends6) {
+        return;
+    }
     let Some(UdpOrigin { pairs, .. }) = stored(ctx) else { return };
     let [first, second, third, fourth] = pairs.each_mut().map(opaque);
     for pair in [first, second, third, fourth] {
