@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Kernel versions, of which Debian's newest packages are taken, or files of such packages [default: 6.1 6.12]
     kernels: Vec<String>,
     /// Give a guest up after so many seconds
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 1800)]
     limit: u64,
     /// Run only tests whose name contains one of these
     #[arg(last = true)]
