@@ -29,6 +29,8 @@ mod agent_pods;
 mod agent_privileges;
 #[path = "kernel/agent_programs.rs"]
 mod agent_programs;
+#[path = "kernel/agent_resolvers.rs"]
+mod agent_resolvers;
 #[path = "kernel/agent_site.rs"]
 mod agent_site;
 #[path = "kernel/agent_sizes.rs"]
