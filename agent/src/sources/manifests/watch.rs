@@ -23,6 +23,8 @@ use tracing::{info, warn};
 const RESCAN: Duration = Duration::from_secs(5);
 /// Without inotify the net is all there is.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
+/// How often it is looked for a folder that isn't there, which costs next to nothing.
+const RESCAN_MISSING: Duration = Duration::from_millis(100);
 /// Events of inotify that may wait. If there are more, the look that follows finds what they told.
 const WAITING: usize = 4096;
 
@@ -41,7 +43,7 @@ impl ManifestSource {
         let (mut source, loaded) = load(self, BTreeSet::new()).await?;
         let mut listening = teller.tell(loaded?).await;
         while listening {
-            let rescan = Instant::now() + if watch.works() { RESCAN } else { RESCAN_UNWATCHED };
+            let rescan = Instant::now() + watch.rescan(&source.dir);
             let due = loop {
                 let due = settle.due().map_or(rescan, |due| due.min(rescan));
                 tokio::select! {
@@ -159,8 +161,13 @@ impl Watch {
         Self { events, watcher, watched: None, error }
     }
 
-    fn works(&self) -> bool {
-        self.watched.is_some()
+    /// How long until the next look, if nothing is told before.
+    fn rescan(&self, dir: &Path) -> Duration {
+        match self.watched {
+            Some(_) => RESCAN,
+            None if dir.exists() => RESCAN_UNWATCHED,
+            None => RESCAN_MISSING,
+        }
     }
 
     /// Watches the folder that `dir` is now, if it isn't watched yet.
