@@ -17,6 +17,7 @@ pub mod clusters;
 pub mod demo;
 pub mod dial;
 pub mod faults;
+pub mod kills;
 pub mod kube_proxy;
 mod links;
 pub mod load;
