@@ -141,6 +141,39 @@ fn a_service_that_went_while_no_agent_ran_goes_once_the_source_is_synced() {
 }
 
 #[test]
+fn what_can_not_be_read_at_a_start_stays_installed_until_it_can() {
+    let Some(site) = site() else { return };
+    let old = service("old-federated", "10.96.0.11:80", &BACKENDS);
+    site.write("old.yaml", &old);
+    site.write("gone.yaml", &service("gone-federated", "10.96.0.12:80", &BACKENDS));
+    site.ready_agent().kill();
+    // Half a document; a new service beside it, and one that is missing for good as far as anybody can know.
+    let half = old.len() / 2;
+    site.write("old.yaml", &old[..old[..half].rfind(": ").unwrap() + 1]);
+    site.write("new.yaml", &service("new-federated", "10.96.0.13:80", &BACKENDS));
+    std::fs::remove_file(site.manifests.join("gone.yaml")).unwrap();
+    let agent = site.agent().start();
+    let follows = || (site.installed("demo/new-federated") == BACKENDS).then_some(());
+    assert!(until(SOON, follows).is_some(), "what can be read is put into force: {}", agent.log());
+    assert!(agent.log().contains("\"complete\":false"), "{}", agent.log());
+    // Past a tick and a look at the folder, too.
+    std::thread::sleep(Duration::from_millis(2500));
+    let mut client = site.client();
+    for (name, address) in [("old", "10.96.0.11:80"), ("gone", "10.96.0.12:80"), ("web", VIP)] {
+        assert_eq!(site.installed(&format!("demo/{name}-federated")), BACKENDS, "{name} stays");
+        assert!(client.tcp(address).is_ok(), "{name} is translated");
+    }
+
+    site.write("old.yaml", &service("old-federated", "10.96.0.11:80", &BACKENDS[..1]));
+    let follows = || {
+        let is_gone = site.installed("demo/gone-federated").is_empty();
+        (is_gone && site.installed("demo/old-federated") == BACKENDS[..1]).then_some(())
+    };
+    assert!(until(SOON, follows).is_some(), "{}", agent.log());
+    assert!(site.json("status").1);
+}
+
+#[test]
 fn an_agent_that_is_stopped_leaves_the_data_path_and_takes_its_socket_along() {
     let Some(site) = site() else { return };
     let agent = site.ready_agent();
