@@ -3,6 +3,7 @@
 mod connect;
 mod failover;
 mod loops;
+mod marking;
 mod programs;
 mod quantiles;
 mod samples;
@@ -18,12 +19,15 @@ enum Bench {
     Connect(connect::Args),
     /// What new connections see of clusters that go dark and come back, beside kube-proxy's rules.
     Failover(failover::Args),
+    /// How soon a cluster that is marked down gets no new connections, for all services at once.
+    Marking(marking::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Bench::parse() {
         Bench::Connect(args) => connect::run(&args),
         Bench::Failover(args) => failover::run(&args),
+        Bench::Marking(args) => marking::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
