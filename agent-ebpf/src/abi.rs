@@ -34,7 +34,16 @@ mod learned;
 pub use learned::*;
 
 /// Version of all layouts below. Part of the folder that maps and links are pinned in: another number, another folder.
-pub const LAYOUT: u32 = 2;
+///
+/// A build with `TOMBOLO_LAYOUT` has that number instead, and so takes itself for an agent of another version: upgrades are
+/// tried out with it.
+pub const LAYOUT: u32 = match option_env!("TOMBOLO_LAYOUT") {
+    None => 2,
+    Some(number) => match u32::from_str_radix(number, 10) {
+        Ok(number) => number,
+        Err(_) => panic!("TOMBOLO_LAYOUT is no number"),
+    },
+};
 
 /// Most tiers a service can have.
 pub const MAX_TIERS: usize = 8;

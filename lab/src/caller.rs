@@ -53,6 +53,8 @@ pub enum Kind {
     ConnectedUdp,
     /// UDP from a socket that isn't connected, opened anew likewise.
     UnconnectedUdp,
+    /// HTTP/1.1, a new connection for each request, to be answered by a mebibyte.
+    LargeAnswers,
 }
 
 /// What a caller has to know.
@@ -191,7 +193,8 @@ pub async fn run(options: Options, out: impl Write + 'static) -> Result<()> {
 
 async fn call_all<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
     match options.kind {
-        Kind::NewConnections => open_loop(options, log).await,
+        Kind::NewConnections => open_loop(options, log, http::KeepAlive::default).await,
+        Kind::LargeAnswers => open_loop(options, log, http::KeepAlive::large).await,
         Kind::KeepAlive => sessions(options, log, http::KeepAlive::default),
         Kind::Stream => sessions(options, log, stream::Stream::sending),
         Kind::WaitingStream => sessions(options, log, stream::Stream::waiting),
@@ -201,7 +204,7 @@ async fn call_all<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
 }
 
 /// Begins requests at the rate, each in a session of its own.
-async fn open_loop<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
+async fn open_loop<W: Write + 'static>(options: Options, log: Rc<Log<W>>, open: fn() -> http::KeepAlive) {
     let mut pace = interval(Duration::from_secs(1) / options.rate);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut stop = log.stop.clone();
@@ -211,7 +214,7 @@ async fn open_loop<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let (log, limit) = (log.clone(), Duration::from_millis(options.timeout_ms));
-        spawn_local(async move { request(&mut http::KeepAlive::default(), target, limit, &log).await });
+        spawn_local(async move { request(&mut open(), target, limit, &log).await });
     }
 }
 

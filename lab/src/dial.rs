@@ -3,8 +3,13 @@
 //!
 //! Where a pod is in its own cgroup, its sockets have to be made and used by a process that is in it: hence a program.
 
+mod probe;
+
+pub use probe::Probed;
+
 use crate::{cgroup::Cgroup, netns::Netns, process::Process};
 use anyhow::{Context, Result, bail};
+use probe::Probing;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -44,6 +49,10 @@ pub enum Order {
     Loop(SocketAddr, usize),
     /// End the loop, and say what it saw.
     Stop,
+    /// Connect a new UDP socket so many times a second until `EndProbe`, to find out whether that ever fails.
+    Probe(SocketAddr, u32),
+    /// End the probe, and say what it saw.
+    EndProbe,
 }
 
 /// What came of it.
@@ -63,12 +72,14 @@ pub enum Outcome {
         /// The error's number.
         errno: Option<i32>,
     },
-    /// The loop runs.
+    /// The loop or the probe runs.
     Started,
     /// So many connections are closed.
     Released(usize),
     /// The loop has ended.
     Looped(Looped),
+    /// The probe has ended.
+    Probed(Probed),
 }
 
 /// What a loop saw.
@@ -76,8 +87,10 @@ pub enum Outcome {
 pub struct Looped {
     /// Connects, failed ones included.
     pub connects: u64,
-    /// Failed ones.
+    /// Failed ones, those that showed another peer included.
     pub failed: u64,
+    /// Those that showed another peer than was dialled.
+    pub other_peer: u64,
     /// The first failures.
     pub failures: Vec<String>,
     /// Answers by what was said.
@@ -89,6 +102,7 @@ pub struct Looped {
 /// Follows orders from standard input until it ends.
 pub fn serve() -> Result<()> {
     let mut running: Option<Running> = None;
+    let mut probing: Option<Probing> = None;
     let mut held = Vec::new();
     let mut resolver: Option<UdpSocket> = None;
     for line in io::stdin().lines() {
@@ -108,6 +122,11 @@ pub fn serve() -> Result<()> {
                 Outcome::Started
             }
             Order::Stop => Outcome::Looped(running.take().context("no loop runs")?.stop()?),
+            Order::Probe(to, rate) => {
+                probing = Some(Probing::start(to, rate));
+                Outcome::Started
+            }
+            Order::EndProbe => Outcome::Probed(probing.take().context("no probe runs")?.end()?),
         };
         let mut answer = serde_json::to_string(&outcome).context("write an outcome")?;
         answer.push('\n');
@@ -205,7 +224,10 @@ impl Looped {
             seen.connects += 1;
             match tcp(to) {
                 Ok((said, peer, _)) if peer == to => *seen.answers.entry(said).or_default() += 1,
-                Ok((_, peer, _)) => seen.fail(format!("the peer reads {peer}")),
+                Ok((_, peer, _)) => {
+                    seen.other_peer += 1;
+                    seen.fail(format!("the peer reads {peer}"));
+                }
                 Err(error) => seen.fail(format!("{error:#}")),
             }
             seen.longest = seen.longest.max(began.elapsed());
@@ -220,9 +242,11 @@ impl Looped {
         }
     }
 
-    fn add(&mut self, other: Self) {
+    /// Adds what another one saw.
+    pub fn add(&mut self, other: Self) {
         self.connects += other.connects;
         self.failed += other.failed;
+        self.other_peer += other.other_peer;
         self.failures.extend(other.failures);
         self.failures.truncate(KEPT);
         for (said, times) in other.answers {
@@ -274,6 +298,21 @@ impl Dialler {
         match self.order(Order::Stop)? {
             Outcome::Looped(seen) => Ok(seen),
             other => bail!("the client's loop ended with {other:?}"),
+        }
+    }
+
+    /// Begins to probe, so many times a second.
+    pub fn probe(&mut self, to: SocketAddr, rate: u32) -> Result<()> {
+        let outcome = self.order(Order::Probe(to, rate))?;
+        anyhow::ensure!(outcome == Outcome::Started, "the client's probe did not start: {outcome:?}");
+        Ok(())
+    }
+
+    /// Ends the probe; what it saw.
+    pub fn end_probe(&mut self) -> Result<Probed> {
+        match self.order(Order::EndProbe)? {
+            Outcome::Probed(seen) => Ok(seen),
+            other => bail!("the client's probe ended with {other:?}"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! HTTP/1.1. A session that is used once is an application that opens a connection for each request.
 
 use super::{Dial, Reply, Session, Task, cluster};
+use crate::server::stream::{LARGE, LARGE_BYTES};
 use anyhow::{Context, Result, ensure};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -15,12 +16,21 @@ use hyper_util::rt::TokioIo;
 #[derive(Default)]
 pub(super) struct KeepAlive {
     open: Option<Open>,
+    /// Whether it asks for large answers.
+    large: bool,
 }
 
 struct Open {
     sender: SendRequest<Empty<Bytes>>,
     other_peer: bool,
     _connection: Task,
+}
+
+impl KeepAlive {
+    /// One that asks for large answers.
+    pub(super) fn large() -> Self {
+        Self { large: true, ..Self::default() }
+    }
 }
 
 impl Session for KeepAlive {
@@ -30,12 +40,14 @@ impl Session for KeepAlive {
             Some(open) => open,
             None => self.open.insert(Open::new(dial).await?),
         };
-        let request = Request::get("/").header(HOST, host).body(Empty::new())?;
+        let path = if self.large { LARGE } else { "/" };
+        let request = Request::get(path).header(HOST, host).body(Empty::new())?;
         let response = open.sender.send_request(request).await.context("ask")?;
         let status = response.status();
         ensure!(status.is_success(), "answered {status}");
         let body = response.into_body().collect().await.context("read the answer")?.to_bytes();
-        Ok(Reply { cluster: cluster(&body)?, other_peer: open.other_peer })
+        ensure!(!self.large || body.len() == LARGE_BYTES, "an answer of {} bytes", body.len());
+        Ok(Reply { cluster: cluster(body.trim_ascii_end())?, other_peer: open.other_peer })
     }
 
     fn reset(&mut self) {

@@ -1,5 +1,5 @@
 //! Answers that go on: `/echo` gives a line for each line of the request, `/watch` one a second. Both end when the
-//! server leaves; every other path gives one answer.
+//! server leaves; every other path gives one answer, `/large` one of a mebibyte.
 
 use futures_util::{Stream, stream::unfold};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -14,6 +14,10 @@ use tokio::{sync::watch, time::interval};
 pub(crate) const ECHO: &str = "/echo";
 /// Asks for an answer every [`WATCH_EVERY`].
 pub(crate) const WATCH: &str = "/watch";
+/// Asks for an answer of [`LARGE_BYTES`].
+pub(crate) const LARGE: &str = "/large";
+/// How long it is: the usual answer, and blanks.
+pub(crate) const LARGE_BYTES: usize = 1 << 20;
 /// The pace of `/watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -26,6 +30,11 @@ pub(super) fn body(request: Request<Incoming>, answer: Bytes, leaving: watch::Re
     match request.uri().path() {
         ECHO => StreamBody::new(echo(request.into_body(), line, leaving)).boxed_unsync(),
         WATCH => StreamBody::new(lines(line, leaving)).boxed_unsync(),
+        LARGE => {
+            let mut large = answer.to_vec();
+            large.resize(LARGE_BYTES, b' ');
+            Full::new(Bytes::from(large)).map_err(|never| match never {}).boxed_unsync()
+        }
         _ => Full::new(answer).map_err(|never| match never {}).boxed_unsync(),
     }
 }

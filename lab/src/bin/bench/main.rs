@@ -2,6 +2,7 @@
 
 mod connect;
 mod failover;
+mod goals;
 mod loops;
 mod marking;
 mod programs;
@@ -21,6 +22,8 @@ enum Bench {
     Failover(failover::Args),
     /// How soon a cluster that is marked down gets no new connections, for all services at once.
     Marking(marking::Args),
+    /// What reliability is measured by, one goal after the other, each with its figure.
+    Goals(goals::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         Bench::Connect(args) => connect::run(&args),
         Bench::Failover(args) => failover::run(&args),
         Bench::Marking(args) => marking::run(&args),
+        Bench::Goals(args) => goals::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
