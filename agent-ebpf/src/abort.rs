@@ -29,25 +29,28 @@ const TCP_USER_TIMEOUT: i32 = 18;
 /// is counted.
 #[inline(always)]
 pub fn is_connect_hopeless(ctx: &SockOpsContext, flow: &Flow, netns: u64, tries: u32) -> bool {
-    if !is_allowed(ctx, flow) {
+    let cluster = flow.backend.cluster;
+    let is_up = is_up(cluster);
+    if !is_allowed(ctx, flow, is_up) {
         return false;
     }
-    let cluster = flow.backend.cluster;
-    !is_up(cluster) || flow.backend.verdict == verdict::DEAD && tries > 1 || is_silent_to(cluster, netns) != 0
+    !is_up || flow.backend.verdict == verdict::DEAD && tries > 1 || is_silent_to(cluster, netns) != 0
 }
 
 /// Whether an established flow is to be ended whose segment timed out. To be asked at the second time earliest, so that the flow
 /// has had the time to show that it is alive.
 #[inline(always)]
 pub fn is_hopeless(ctx: &SockOpsContext, flow: &Flow) -> bool {
-    let dead = flow.backend.verdict == verdict::DEAD || !is_up(flow.backend.cluster);
-    dead && is_allowed(ctx, flow)
+    let is_up = is_up(flow.backend.cluster);
+    (flow.backend.verdict == verdict::DEAD || !is_up) && is_allowed(ctx, flow, is_up)
 }
 
-/// Whether the flow may be ended at all: not if its service opted out, nor if its backend is about to end it properly.
+/// Whether the flow may be ended at all: not if its service opted out, nor if its backend drains and so is about to end it
+/// properly. If probes found its whole cluster down (`is_up` false), the backend won't end anything any more: what it owes is
+/// owed in vain, and the flow is like any other.
 #[inline(always)]
-fn is_allowed(ctx: &SockOpsContext, flow: &Flow) -> bool {
-    flow.backend.verdict != verdict::DRAINING && callbacks(ctx) & callback::SPARED == 0
+fn is_allowed(ctx: &SockOpsContext, flow: &Flow, is_up: bool) -> bool {
+    (flow.backend.verdict != verdict::DRAINING || !is_up) && callbacks(ctx) & callback::SPARED == 0
 }
 
 /// An established flow's timer ran out for the first time since something was acknowledged.

@@ -199,33 +199,70 @@ fn a_connect_that_gets_through_at_the_last_moment_is_an_ordinary_connection() {
 }
 
 #[test]
-fn flows_to_a_draining_backend_and_of_a_service_that_opted_out_are_never_ended() {
-    for opted_out in [false, true] {
+fn flows_to_a_draining_backend_are_not_ended_while_its_cluster_is_up() {
+    let Some((mut scene, pod, backend)) = scene() else { return };
+    let established = pod.run(|| tcp_connect(only(backend))).unwrap();
+    ask(&established).unwrap();
+    scene.ground.judge_backend(backend, verdict::DRAINING);
+    are_left_alone(&scene, &pod, established);
+}
+
+#[test]
+fn flows_of_a_service_that_opted_out_are_never_ended() {
+    // Nor if the backend drains besides.
+    for of_backend in [verdict::DEAD, verdict::DRAINING] {
         let Some((mut scene, pod, backend)) = scene() else { return };
         let mut wanted = service(vec![vec![group(EAST, 1, &[backend])]]);
-        wanted.no_abort = opted_out;
+        wanted.no_abort = true;
         scene.ground.want(tcp(only(backend)), wanted).install();
-        let mut established = pod.run(|| tcp_connect(only(backend))).unwrap();
+        let established = pod.run(|| tcp_connect(only(backend))).unwrap();
         ask(&established).unwrap();
         scene.ground.judge_cluster(EAST, verdict::DEAD);
-        scene.ground.judge_backend(backend, if opted_out { verdict::DEAD } else { verdict::DRAINING });
-        black_hole(&pod, &[backend]);
-        let connecting = pod.run(|| begin(only(backend)));
-        established.write_all(b"?").unwrap();
-        thread::sleep(Duration::from_millis(2_500));
-        for socket in [&connecting, &established] {
-            assert!(socket.take_error().unwrap().is_none(), "opted out: {opted_out}");
-            assert_eq!(user_timeout(socket), None);
-        }
-        assert_eq!(scene.state(backend).failed, 1, "it is watched all the same");
-        lift(&pod);
-        assert_eq!(read_answer(&established).unwrap(), backend);
-        scene.until("established", |_| connecting.peer_addr().is_ok());
-        scene.until("both open", |scene| scene.state(backend).open == 2);
-        drop((connecting, established));
-        scene.until("closed", |scene| scene.state(backend).open == 0);
-        assert_eq!((scene.ground.count(Counter::Aborted), scene.ground.count(Counter::Spared)), (0, 0));
+        scene.ground.judge_backend(backend, of_backend);
+        are_left_alone(&scene, &pod, established);
     }
+}
+
+/// An outage of some timeouts ends neither a connect nor an established connection of the pod.
+fn are_left_alone(scene: &Scene, pod: &Client, mut established: Socket) {
+    let backend = scene.remote[0];
+    black_hole(pod, &[backend]);
+    let connecting = pod.run(|| begin(only(backend)));
+    established.write_all(b"?").unwrap();
+    thread::sleep(Duration::from_millis(2_500));
+    for socket in [&connecting, &established] {
+        assert!(socket.take_error().unwrap().is_none());
+        assert_eq!(user_timeout(socket), None);
+    }
+    assert_eq!(scene.state(backend).failed, 1, "it is watched all the same");
+    lift(pod);
+    assert_eq!(read_answer(&established).unwrap(), backend);
+    scene.until("established", |_| connecting.peer_addr().is_ok());
+    scene.until("both open", |scene| scene.state(backend).open == 2);
+    drop((connecting, established));
+    scene.until("closed", |scene| scene.state(backend).open == 0);
+    assert_eq!((scene.ground.count(Counter::Aborted), scene.ground.count(Counter::Spared)), (0, 0));
+}
+
+#[test]
+fn a_backend_that_drains_ends_nothing_any_more_once_its_whole_cluster_is_down() {
+    let Some((mut scene, pod, backend)) = scene() else { return };
+    let established = pod.run(|| tcp_connect(only(backend))).unwrap();
+    ask(&established).unwrap();
+    scene.ground.judge_backend(backend, verdict::DRAINING);
+    black_hole(&pod, &[backend]);
+    scene.ground.judge_cluster(EAST, verdict::DEAD);
+    let (result, took) = wait_for_the_end(&established);
+    println!("an established flow to a draining backend ended {took:?} after it sent");
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert!(took < SLOW, "{took:?}");
+    // One that was on its way when the backend began to drain.
+    let (result, took) = timed(|| pod.run(|| tcp_connect(only(backend))));
+    println!("a connect to a draining backend ended after {took:?}");
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert!(took < SLOW, "{took:?}");
+    assert_eq!((scene.ground.count(Counter::Aborted), scene.ground.count(Counter::Spared)), (2, 0));
+    scene.until("closed", |scene| scene.state(backend).open == 0);
 }
 
 #[test]
