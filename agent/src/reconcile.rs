@@ -5,6 +5,7 @@ mod answers;
 mod judging;
 mod pods;
 mod refusing;
+mod taking_over;
 mod writer;
 
 use crate::{
@@ -31,6 +32,7 @@ use tokio::{
     task::block_in_place,
     time::MissedTickBehavior,
 };
+use taking_over::TakingOver;
 use tracing::{debug, error, info, warn};
 use writer::Writer;
 
@@ -48,6 +50,15 @@ const LISTEN: Duration = Duration::from_millis(200);
 /// How often health is told what the tables use, at most.
 const TELL: Duration = Duration::from_secs(1);
 
+/// How long the loop waits for what it can't bring about itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// How long connected UDP sockets are watched after a loss.
+    pub udp_refusal: Duration,
+    /// How long an earlier agent's programs with maps of their own serve on while the source is incomplete.
+    pub take_over: Duration,
+}
+
 /// Everything the loop owns.
 pub struct Reconciler {
     place: Place,
@@ -61,6 +72,7 @@ pub struct Reconciler {
     conditions: Conditions,
     judging: Judging,
     refusing: Refusing,
+    taking_over: TakingOver,
     desired: Desired,
     pod_cgroups: PodCgroups,
     exempt: Exempt,
@@ -95,7 +107,7 @@ struct Faults {
 }
 
 impl Reconciler {
-    /// Starts from what the kernel holds. `udp_refusal` is how long connected UDP sockets are watched after a loss.
+    /// Starts from what the kernel holds.
     pub fn new(
         place: Place,
         pins: Pins,
@@ -103,7 +115,7 @@ impl Reconciler {
         kernel: Kernel,
         facts: mpsc::Sender<Fact>,
         views: watch::Receiver<Vec<ClusterView>>,
-        udp_refusal: Duration,
+        waits: &Waits,
     ) -> anyhow::Result<Self> {
         let capacity = kernel.capacity;
         Ok(Self {
@@ -115,7 +127,8 @@ impl Reconciler {
             changes: 0,
             conditions: Conditions::default(),
             judging: Judging::new(facts, views),
-            refusing: Refusing::new(udp_refusal),
+            refusing: Refusing::new(waits.udp_refusal),
+            taking_over: TakingOver::new(waits.take_over),
             desired: Desired::default(),
             pod_cgroups: PodCgroups::default(),
             exempt: Exempt::default(),
@@ -201,6 +214,7 @@ impl Reconciler {
                 );
                 self.synced = true;
                 self.complete = complete;
+                self.taking_over.synced(Instant::now());
                 true
             }
             Event::Problems(problems) => {
@@ -226,6 +240,10 @@ impl Reconciler {
         let resolved = resolve(&self.model, &self.place, &self.conditions, &self.exempt.pods, self.exempt.level);
         self.desired = resolved.desired;
         gateways::set_apart(&mut self.desired, &self.place.cluster);
+        if !self.complete {
+            taking_over::refuse_nothing(&mut self.desired);
+        }
+        let services = self.desired.services.len();
         self.desired.services.extend(probe::services(&self.place.cluster));
         self.service_problems = BTreeMap::new();
         let mut found: BTreeMap<ObjectName, Vec<String>> = BTreeMap::new();
@@ -239,7 +257,10 @@ impl Reconciler {
         found.retain(|_, texts| !texts.is_empty());
         self.note_problems(found);
         self.write();
-        if self.faults.tables.is_none() && self.complete && self.writer.datapath.waits() {
+        if self.faults.tables.is_none()
+            && self.writer.datapath.waits()
+            && self.taking_over.is_time(self.complete, services, Instant::now())
+        {
             self.take_over();
         }
         // Not with every change, as long as it fails.
@@ -269,14 +290,6 @@ impl Reconciler {
             error!(error = format!("{error:#}"), "tables not brought in step, will be tried again");
             format!("the tables are not in step with what is desired: {error:#}")
         });
-    }
-
-    /// Puts our programs in place of an earlier agent's, whose maps could not be had.
-    fn take_over(&mut self) {
-        match self.writer.datapath.take_over() {
-            Ok(()) => self.forget_proof(),
-            Err(error) => self.note_hooks(Some(format!("{error:#}"))),
-        }
     }
 
     fn note_problems(&mut self, problems: BTreeMap<ObjectName, Vec<String>>) {

@@ -10,6 +10,7 @@ use tombolo::datapath::HOOKS;
 use tombolo_ebpf::abi::{LAYOUT, map};
 
 const VIP: &str = "10.96.0.10:80";
+const OTHER_VIP: &str = "10.96.0.11:80";
 const BACKENDS: [&str; 2] = ["127.0.0.5:8080", "127.0.0.6:8080"];
 
 /// Maps that layout 1 had not.
@@ -97,6 +98,49 @@ fn programs_of_another_layout_serve_until_new_maps_are_filled_and_no_connect_fai
     let agent = site.ready_agent();
     assert!(agent.log().contains(&adopted_all()) && !agent.log().contains("another layout"), "{}", agent.log());
     assert_eq!(site.installed("demo/web-federated"), BACKENDS);
+}
+
+#[test]
+fn programs_of_another_layout_give_way_although_a_document_cannot_be_read_but_not_at_once() {
+    let Some(site) = site() else { return };
+    site.write("api.yaml", &service("api-federated", OTHER_VIP, &BACKENDS[..1]));
+    site.ready_agent().kill();
+    let old = age(&site);
+    // Neither its Service nor whose endpoints the slice has can be told.
+    site.write("api.yaml", "kind: [Service");
+    let agent = site.agent().with("--take-over-after", "3").start();
+    let waits = "the programs of an earlier agent still serve";
+    site.problem(waits);
+    let mut client = site.client();
+    assert!(client.tcp(OTHER_VIP).is_ok(), "the old tables have it");
+    assert!(old.join("links/connect4").exists());
+    let told = site.problem("of another layout and were given up after 3 s");
+    assert!(told.contains("left to kube-proxy"), "{told}");
+    check_pins(&site);
+    assert!(agent.log().contains("took over without what could not be read"), "{}", agent.log());
+    assert!(site.json("status").1, "ready");
+    assert!(client.tcp(VIP).is_ok());
+    assert!(client.tcp(OTHER_VIP).is_err(), "there is no kube-proxy here");
+    site.write("api.yaml", &service("api-federated", OTHER_VIP, &BACKENDS[..1]));
+    assert!(until(SOON, || client.tcp(OTHER_VIP).is_ok().then_some(())).is_some());
+    let problems = site.json("status").0["problems"].clone();
+    assert_eq!(problems, serde_json::json!([]));
+}
+
+#[test]
+fn programs_of_another_layout_serve_on_if_nothing_at_all_can_be_read() {
+    let Some(site) = site() else { return };
+    site.ready_agent().kill();
+    let old = age(&site);
+    site.write("web.yaml", "kind: [Service");
+    let agent = site.agent().with("--take-over-after", "0").start();
+    site.problem("some of the source could not be read");
+    thread::sleep(Duration::from_secs(5));
+    assert!(old.join("links/connect4").exists(), "{}", agent.log());
+    assert!(site.client().tcp(VIP).is_ok());
+    site.write("web.yaml", &service("web-federated", VIP, &BACKENDS));
+    assert!(until(SOON, || (!old.exists()).then_some(())).is_some(), "{}", agent.log());
+    assert!(site.client().tcp(VIP).is_ok());
 }
 
 #[test]

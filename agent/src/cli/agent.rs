@@ -8,7 +8,7 @@ use crate::{
         driver::{Driver, Fact},
     },
     model::{ClusterName, Place},
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Waits},
     sources::{
         manifests::ManifestSource,
         objects::{Options, cluster_name},
@@ -74,6 +74,10 @@ pub(super) struct AgentArgs {
     /// they connect again.
     #[arg(long, env = "TOMBOLO_UDP_REFUSAL", value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=7 * 86_400))]
     udp_refusal: u32,
+    /// How long programs of an earlier agent whose maps can't be used serve on while some of the source can't be read, in
+    /// seconds. What can't be read by then is left to kube-proxy until it can be.
+    #[arg(long, env = "TOMBOLO_TAKE_OVER_AFTER", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    take_over_after: u32,
     /// Translate every Service with a ClusterIP, not just the federated ones.
     #[arg(long, env = "TOMBOLO_ALL_SERVICES")]
     all_services: bool,
@@ -117,7 +121,10 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     let capacity = args.capacity();
     let pins = Pins::new(&args.pins);
     let kernel = Kernel::load(&pins, &cgroup, &capacity)?;
-    let udp_refusal = Duration::from_secs(args.udp_refusal.into());
+    let waits = Waits {
+        udp_refusal: Duration::from_secs(args.udp_refusal.into()),
+        take_over: Duration::from_secs(args.take_over_after.into()),
+    };
     let cluster = args.cluster.clone();
     let place = Place { cluster: cluster.clone(), node: args.node.clone(), zone: args.zone.clone() };
     let options = Options { cluster, node: args.node, all_services: args.all_services };
@@ -129,7 +136,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
         let (shown, views) = watch::channel(Vec::new());
         let driver = Driver::new(seed(&place.node), kernel.signs()?, told, changed, shown);
         let events = kernel.events()?;
-        let reconciler = Reconciler::new(place, pins, cgroup, kernel, facts.clone(), views, udp_refusal)?;
+        let reconciler = Reconciler::new(place, pins, cgroup, kernel, facts.clone(), views, &waits)?;
         // Tasks of their own: while the loop writes large tables they go on, and a cluster that dies just then is found out.
         let (mut driver, mut told) = (tokio::spawn(driver.run()), tokio::spawn(pass_on(events, facts)));
         let health = async {

@@ -69,6 +69,7 @@ impl Reconciler {
         let incomplete = (self.synced && !self.complete).then(|| {
             "some of the source could not be read since the start, so nothing is taken out of the tables until it can be".to_owned()
         });
+        let given_up = incomplete.as_ref().and_then(|_| self.taking_over.oddity());
         let services = self
             .found_problems
             .iter()
@@ -83,6 +84,7 @@ impl Reconciler {
         let udp = udp.map(|reason| format!("connected UDP sockets of lost backends are not refused: {reason}"));
         incomplete
             .into_iter()
+            .chain(given_up)
             .chain(held)
             .chain(udp)
             .chain(sources)
