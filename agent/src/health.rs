@@ -8,7 +8,8 @@
 //!
 //! A *path* is one way to one cluster: flat (the pods' own addresses) or its gateway. Each has a few canaries,
 //! endpoints that the tables really use; a canary counts once it accepted a probe of this node: what pods had from it
-//! says nothing, for a NetworkPolicy may admit them and not the node. A cluster is down when all its paths
+//! says nothing, for a NetworkPolicy may admit them and not the node. Where a path serves UDP only, a TCP connect to the UDP
+//! port is the probe: an RST says that the pod lives, and is enough for the canary to count. A cluster is down when all its paths
 //! are. If only one of them is, that path alone is out: it has an entry in `CLUSTERS` of its own ([`gateways`]), so that is
 //! one write too.
 //!
@@ -41,15 +42,18 @@
 //!
 //! What the mirror says of a peer's API ([`PeerState`]) is independent of this: a peer whose API is not heard stays as it is
 //! while its pods answer. It matters in one place: canaries that never answered this node count as well then, so a node
-//! that starts during an outage takes the cluster out too.
+//! that starts during an outage takes the cluster out too; unless its pods heard the path since, which is then closed to the
+//! node only.
 //!
 //! # Backends
 //!
 //! A backend that the kernel ejected is asked at once, three times 60 ms apart (more on a lossy path): it is dead if it
-//! stayed silent while its path works and it, or a canary on its port, once answered us, and nobody heard it. A refusal
+//! stayed silent while its path works and it once answered us, and nobody heard it. One that never answered us, as most were
+//! never asked, is dead too if a canary on its port answers and some four connects of pods in a row (more on a lossy path) were not
+//! answered while the path worked: it may be closed to us only, so that is not for good. A refusal
 //! is not death: a server that shuts down closes its listener first, and still answers whom it has; the kernel's ejection does
 //! for it. Dead ones are asked again with back-off until they answered
-//! twice. While a path is in doubt or down, nothing is said of its backends.
+//! twice, whether anything else on their path serves or not. While a path is in doubt or down, no backend of it is declared dead.
 
 mod canaries;
 mod changed;
@@ -324,6 +328,10 @@ impl Health {
                 }
                 if self.may_ask(&used) {
                     self.checks.suspect(backend, used, now);
+                    let begun = path_of(&self.clusters, &self.used, &used).and_then(|path| path.begun(now));
+                    if begun.is_some_and(|begun| self.is_to_blame(&used, begun)) {
+                        self.checks.unanswered(backend);
+                    }
                 }
             }
             Event::Recovered { backend, generation } => {
@@ -393,6 +401,8 @@ impl Health {
                     {
                         Said::Nothing
                     }
+                    // Whoever is to blame, it still doesn't answer.
+                    Outcome::Silent if self.checks.is_dead(backend) => Said::Nothing,
                     Outcome::Silent | Outcome::NotSent => return,
                 };
                 if said != Said::Nothing {
@@ -421,9 +431,9 @@ impl Health {
                 if health.due > now && !is_asked_anew {
                     continue;
                 }
-                let alive = health.doubt.is_none() && !health.is_down();
+                let works = health.works();
                 let answered = |backend, generation| signs.backend_alive(backend, generation).is_some();
-                hung.extend(health.canaries.exchange(alive, answered));
+                hung.extend(health.canaries.exchange(works, answered));
                 for at in health.round(is_witness, now) {
                     let candidate = health.canaries.all()[at].candidate;
                     health.in_flight += 1;

@@ -78,6 +78,7 @@ impl World {
                     address,
                     cluster: index,
                     path: Path::Pod,
+                    udp: false,
                     local: false,
                     dead: false,
                     serves: true,

@@ -18,6 +18,8 @@ pub(super) const CANDIDATES: usize = 32;
 const PATIENCE: u32 = 3;
 /// The same for one that never answered.
 const TRIES: u32 = 5;
+/// The same for one that did, of a path that is down: it may come back without those that were asked.
+const ENDURANCE: u32 = 20;
 /// More failures than ever count as evidence.
 const MOST_FAILED: usize = 40;
 
@@ -30,12 +32,14 @@ pub(super) struct Candidate {
     pub(super) generation: u32,
     pub(super) address: SocketAddr,
     pub(super) local: bool,
+    /// Whether an RST is as good an answer of it as a connection.
+    pub(super) udp: bool,
 }
 
 impl Candidate {
     pub(super) fn of(backend: u32, used: &UsedBackend, seed: u64) -> Self {
-        let UsedBackend { generation, address, local, .. } = *used;
-        Self { rank: rank(address.ip(), seed), backend, generation, address, local }
+        let UsedBackend { generation, address, local, udp, .. } = *used;
+        Self { rank: rank(address.ip(), seed), backend, generation, address, local, udp }
     }
 
     fn key(&self) -> (u32, u32) {
@@ -43,12 +47,20 @@ impl Candidate {
     }
 }
 
+/// Whether a path works, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Works {
+    Yes,
+    Perhaps,
+    No,
+}
+
 /// One of the endpoints asked, and what it said.
 #[derive(Clone, Debug)]
 pub(super) struct Canary {
     pub(super) candidate: Candidate,
-    /// Whether it ever accepted a probe of ours. One that never did may be closed to this node, whatever its pods had from
-    /// it, and its silence says nothing.
+    /// Whether it ever accepted a probe of ours, or, if it is one of UDP, sent an RST. One that never did may be closed to
+    /// this node, whatever its pods had from it, and its silence says nothing.
     pub(super) counts: bool,
     /// When the probes were started that failed since the path's last sign of life.
     pub(super) failed: Vec<Instant>,
@@ -84,12 +96,14 @@ impl Canaries {
         self.fill(answered);
     }
 
-    /// Exchanges those that don't answer although the path works (`alive`), or never did. Returns those that hang, which
-    /// are as good as dead: they did answer once.
-    pub(super) fn exchange(&mut self, alive: bool, answered: impl Fn(u32, u32) -> bool) -> Vec<Candidate> {
-        let is_tired = |canary: &Canary| match canary.counts {
-            true => alive && canary.streak >= PATIENCE,
-            false => canary.streak >= TRIES,
+    /// Exchanges those that don't answer although the path works, or never did, or not since the path went down long ago.
+    /// Returns those that hang, which are as good as dead: they did answer once, and the path works.
+    pub(super) fn exchange(&mut self, path: Works, answered: impl Fn(u32, u32) -> bool) -> Vec<Candidate> {
+        let is_tired = |canary: &Canary| match (canary.counts, path) {
+            (false, _) => canary.streak >= TRIES,
+            (true, Works::Yes) => canary.streak >= PATIENCE,
+            (true, Works::Perhaps) => false,
+            (true, Works::No) => canary.streak >= ENDURANCE,
         };
         let tired: Vec<Canary> = self.chosen.extract_if(.., |canary| is_tired(canary)).collect();
         if tired.is_empty() {
@@ -97,7 +111,8 @@ impl Canaries {
         }
         self.avoided.extend(tired.iter().map(|canary| canary.candidate.key()));
         self.fill(answered);
-        tired.into_iter().filter(|canary| canary.counts).map(|canary| canary.candidate).collect()
+        let hangs = |canary: &Canary| path == Works::Yes && canary.counts && !canary.candidate.udp;
+        tired.into_iter().filter(hangs).map(|canary| canary.candidate).collect()
     }
 
     /// Adds what is missing: not avoided before avoided, known to answer before unknown, other networks before the same.
@@ -145,7 +160,7 @@ impl Canaries {
         let Some(canary) = self.find(backend, generation) else {
             return 0;
         };
-        canary.counts |= opened;
+        canary.counts |= opened || canary.candidate.udp;
         std::mem::take(&mut canary.streak)
     }
 
@@ -209,6 +224,7 @@ mod tests {
                 address,
                 cluster: 1,
                 path: Path::Pod,
+                udp: false,
                 local: false,
                 dead: false,
                 serves: true,
@@ -271,8 +287,8 @@ mod tests {
         canaries.answered(hung.backend, hung.generation, true);
         let now = Instant::now();
         (0..PATIENCE).for_each(|_| canaries.failed(hung.backend, hung.generation, now, true));
-        assert_eq!(canaries.exchange(false, |_, _| true), []);
-        assert_eq!(canaries.exchange(true, |_, _| true), [hung]);
+        assert_eq!(canaries.exchange(Works::Perhaps, |_, _| true), []);
+        assert_eq!(canaries.exchange(Works::Yes, |_, _| true), [hung]);
         assert_eq!(canaries.all().len(), CANARIES + RESERVES);
         assert!(!canaries.has(&hung));
     }

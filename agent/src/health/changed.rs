@@ -84,7 +84,7 @@ impl Health {
             let paths = self.clusters.get(&used.name).into_iter().flat_map(|cluster| cluster.paths.values());
             let mut paths = paths.filter(|path| path.index == index).peekable();
             let syn_timeout = paths.clone().filter_map(|path| path.rtt.timeout()).max();
-            // One without a path can't be asked (it has UDP only): what was found out before doesn't stick.
+            // One without a path can't be asked (what it has only drains): what was found out before doesn't stick.
             let down = index != 0 && paths.peek().is_some() && paths.all(|path| path.is_down());
             let judged = Judged { down, own: index == 0, syn_timeout };
             changed.clusters.insert(used.table_name.clone(), judged);

@@ -12,6 +12,14 @@ pub(super) const SPACING: Duration = Duration::from_millis(60);
 pub(super) const CHANCE: f64 = 1e-5;
 /// The least and most probes without an answer that make a backend dead.
 pub(super) const SILENT: (u32, u32) = (3, 12);
+/// The same for one that never accepted a probe, because pods' connects were lost: much less, for there are many connects.
+pub(super) const EXAMPLE_CHANCE: f64 = 1e-7;
+/// The least and most connects, all that there were, that have to be unanswered for one that never accepted a probe of ours.
+pub(super) const UNANSWERED: (u32, u32) = (3, 24);
+/// For how long such a one is dead at first; doubled each time. It may be closed to us, and then no probe will find it alive.
+const HOLD: Duration = Duration::from_secs(120);
+/// The longest that it is.
+const MOST_HOLD: Duration = Duration::from_secs(1920);
 /// How often it is asked while it can't be told whether it or its path is at fault.
 const UNCLEAR: Duration = Duration::from_millis(250);
 /// How many probes go out while it is unclear; what the kernel has ejected comes back by itself.
@@ -51,6 +59,13 @@ pub(super) struct Check {
     pub(super) since: Instant,
     asked: u32,
     silent: u32,
+    /// Connects of pods that were not answered, without one in between that was.
+    unanswered: u32,
+    /// It is dead by others' example: it never accepted a probe itself.
+    by_example: bool,
+    hold: Duration,
+    /// Its path was not fit for asking when it was asked last.
+    was_unfit: bool,
     /// Answers in a row.
     good: u32,
     due: Instant,
@@ -82,6 +97,10 @@ impl Check {
             since: now,
             asked: 0,
             silent: 0,
+            unanswered: 0,
+            by_example: false,
+            hold: HOLD,
+            was_unfit: false,
             good: 0,
             due: now,
             back_off: BACK_OFF / 2,
@@ -91,7 +110,7 @@ impl Check {
 
     fn ask(&mut self, now: Instant) {
         (self.state, self.since, self.due) = (State::Asking, now, now);
-        (self.asked, self.silent, self.good) = (0, 0, 0);
+        (self.asked, self.silent, self.unanswered, self.good) = (0, 0, 0, 0);
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -108,6 +127,10 @@ impl Checks {
         self.by_index.iter().map(|(index, check)| (*index, check))
     }
 
+    pub(super) fn is_dead(&self, index: u32) -> bool {
+        self.by_index.get(&index).is_some_and(Check::is_dead)
+    }
+
     /// Goes on with what is still used, and takes over what the tables have dead.
     pub(super) fn renew(&mut self, used: &BTreeMap<u32, UsedBackend>, now: Instant) {
         self.by_index.retain(|index, check| {
@@ -118,7 +141,9 @@ impl Checks {
             stays.is_some()
         });
         for (&index, backend) in used.iter().filter(|(_, backend)| backend.dead) {
-            let new = || Check { state: State::Dead, back_off: BACK_OFF, ..Check::new(*backend, now) };
+            // Why it is dead isn't known any more.
+            let known = Check { state: State::Dead, back_off: BACK_OFF, by_example: true, ..Check::new(*backend, now) };
+            let new = || known;
             self.by_index.entry(index).or_insert_with(new);
         }
     }
@@ -131,7 +156,7 @@ impl Checks {
                 if let State::Back { at } = check.state {
                     // If it dies again soon, the waits go on from where they were.
                     if now.saturating_duration_since(at) >= MEMORY {
-                        check.back_off = BACK_OFF / 2;
+                        (check.back_off, check.hold) = (BACK_OFF / 2, HOLD);
                     }
                     check.ask(now);
                 }
@@ -143,11 +168,20 @@ impl Checks {
         }
     }
 
+    /// A connect to it was not answered although its path works.
+    pub(super) fn unanswered(&mut self, index: u32) {
+        if let Some(check) = self.by_index.get_mut(&index) {
+            check.unanswered = check.unanswered.saturating_add(1);
+        }
+    }
+
     /// Somebody got through to it.
     pub(super) fn got_through(&mut self, index: u32, generation: u32, now: Instant) {
         let check = self.by_index.get_mut(&index).filter(|check| check.backend.generation == generation);
         if let Some(check) = check {
             match check.state {
+                // That is more than can be known of one that may be closed to us.
+                State::Dead if check.by_example => check.state = State::Back { at: now },
                 State::Dead => check.due = now,
                 State::Asking => check.state = State::Back { at: now },
                 State::Back { .. } => {}
@@ -155,8 +189,17 @@ impl Checks {
         }
     }
 
-    /// Those to be asked now. `may_ask` says whether the path is fit for it.
+    /// Those to be asked now. `may_ask` says whether the path is fit for finding out whether a backend is dead. One that is
+    /// dead is asked in any case, since nobody else may ever be heard on its path; and at once when the path is fit again.
     pub(super) fn due(&mut self, now: Instant, may_ask: impl Fn(&UsedBackend) -> bool) -> Vec<(u32, u32)> {
+        for check in self.by_index.values_mut().filter(|check| check.state == State::Dead) {
+            if check.by_example && now.saturating_duration_since(check.since) >= check.hold {
+                check.hold = (check.hold * 2).min(MOST_HOLD);
+                check.state = State::Back { at: now };
+            } else if check.was_unfit && may_ask(&check.backend) {
+                (check.was_unfit, check.back_off, check.due) = (false, BACK_OFF, now);
+            }
+        }
         self.by_index.retain(|_, check| match check.state {
             State::Back { at } => now.saturating_duration_since(at) < MEMORY,
             State::Asking => check.asked < MOST_ASKED || check.in_flight > 0,
@@ -166,7 +209,7 @@ impl Checks {
             .by_index
             .iter()
             .filter(|(_, check)| !matches!(check.state, State::Back { .. }) && check.due <= now)
-            .filter(|(_, check)| may_ask(&check.backend))
+            .filter(|(_, check)| check.is_dead() || may_ask(&check.backend))
             .map(|(index, check)| (check.due, *index))
             .collect();
         due.sort_unstable();
@@ -181,7 +224,8 @@ impl Checks {
             free -= 1;
             *of_cluster += 1;
             check.in_flight += 1;
-            check.asked += 1;
+            check.asked = check.asked.saturating_add(1);
+            check.was_unfit = !may_ask(&check.backend);
             check.due = now
                 + match check.state {
                     State::Dead => check.back_off,
@@ -194,15 +238,15 @@ impl Checks {
         chosen
     }
 
-    /// When the next is due, of those whose path is fit for it; none while no probe may be sent before another one ends.
+    /// When the next is due; none while no probe may be sent before another one ends.
     pub(super) fn next(&self, may_ask: impl Fn(&UsedBackend) -> bool) -> Option<Instant> {
         let is_free = |cluster: u32| self.in_flight.get(&cluster).is_none_or(|count| *count < IN_FLIGHT_PER_CLUSTER);
         if self.in_flight.values().sum::<usize>() >= IN_FLIGHT {
             return None;
         }
         let waiting = self.by_index.values().filter(|check| !matches!(check.state, State::Back { .. }));
-        let fit = waiting.filter(|check| is_free(check.backend.cluster) && may_ask(&check.backend));
-        fit.map(|check| check.due).min()
+        let asked = |check: &&Check| is_free(check.backend.cluster) && (check.is_dead() || may_ask(&check.backend));
+        waiting.filter(asked).map(|check| check.due).min()
     }
 
     /// A probe has ended, whatever it said.
@@ -227,6 +271,7 @@ impl Checks {
             (State::Asking, Said::Nothing) => check.silent += 1,
             (State::Dead, Said::Open) => {
                 check.good += 1;
+                check.by_example = false;
                 check.due = now + SPACING;
                 if check.good >= GOOD {
                     check.state = State::Back { at: now };
@@ -241,10 +286,14 @@ impl Checks {
         }
     }
 
-    /// Judges what has been asked enough; `needed` is how many silent probes that is.
-    pub(super) fn judge(&mut self, now: Instant, needed: impl Fn(&UsedBackend) -> u32) {
-        for check in self.by_index.values_mut().filter(|check| check.state == State::Asking) {
-            if check.silent >= SILENT.0 && check.silent >= needed(&check.backend) {
+    /// Judges what has been asked enough; `needed` is how many silent probes that is, and how many unanswered connects of
+    /// pods, 0 for one that once accepted a probe.
+    pub(super) fn judge(&mut self, now: Instant, needed: impl Fn(u32, &UsedBackend) -> (u32, u32)) {
+        for (index, check) in self.by_index.iter_mut().filter(|(_, check)| check.state == State::Asking) {
+            let (silent, unanswered) = needed(*index, &check.backend);
+            if check.silent >= silent && check.unanswered >= unanswered {
+                check.by_example = unanswered > 0;
+                check.since = now;
                 check.back_off = (check.back_off * 2).min(MOST_BACK_OFF);
                 check.state = State::Dead;
                 check.good = 0;

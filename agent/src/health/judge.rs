@@ -135,16 +135,19 @@ impl Health {
             .map(|(index, check)| (index, check.backend.generation))
             .collect();
         heard.into_iter().for_each(|(index, generation)| self.checks.got_through(index, generation, now));
-        let (clusters, used) = (&self.clusters, &self.used);
-        let (least, most) = checks::SILENT;
-        self.checks.judge(now, |backend| {
+        let (clusters, used, open) = (&self.clusters, &self.used, &self.open);
+        self.checks.judge(now, |index, backend| {
             let path = path_of(clusters, used, backend);
-            path.map_or(least, |path| path.loss.needed(checks::CHANCE, least, most))
+            let ((least, most), (fewest, all)) = (checks::SILENT, checks::UNANSWERED);
+            let silent = path.map_or(least, |path| path.loss.needed(checks::CHANCE, least, most));
+            let unanswered = path.map_or(fewest, |path| path.loss.needed_at_worst(checks::EXAMPLE_CHANCE, fewest, all));
+            (silent, if open.contains(&(index, backend.generation)) { 0 } else { unanswered })
         });
     }
 
     /// Whether a backend's silence to this node says anything: a NetworkPolicy may admit pods and not the node. It does of one
-    /// that once accepted a probe, or, of one that was not asked before, if a canary on its port did.
+    /// that once accepted a probe. It may of one that never did if a canary on its port does; that is no more than an example, for
+    /// the policy may be on some of the pods only, and pods' own connects have to confirm it.
     pub(super) fn is_open_to_us(&self, index: u32, backend: &UsedBackend) -> bool {
         let path = path_of(&self.clusters, &self.used, backend);
         let mut canaries = path.iter().flat_map(|path| path.canaries.all());

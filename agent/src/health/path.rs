@@ -2,7 +2,7 @@
 
 use super::{
     Held,
-    canaries::{CANARIES, Canaries, Canary},
+    canaries::{CANARIES, Canaries, Canary, Works},
     rtt::{Loss, MOST_TIMEOUT, Rtt},
 };
 use std::{
@@ -74,6 +74,10 @@ pub(super) struct PathHealth {
     pub(super) held: Option<Held>,
     pub(super) rtt: Rtt,
     pub(super) loss: Loss,
+    /// Since when it has been known.
+    since: Instant,
+    /// Whether a probe of ours was ever answered, if only by an RST.
+    answered_us: bool,
     /// The last time that anything was heard over it.
     pub(super) last_sign: Option<Instant>,
     /// Until when it was dark, or seemed to be, the last time that it was.
@@ -108,6 +112,8 @@ impl PathHealth {
             held: None,
             rtt: Rtt::default(),
             loss: Loss::default(),
+            since: now,
+            answered_us: false,
             last_sign: None,
             dark_until: None,
             looked: None,
@@ -125,6 +131,15 @@ impl PathHealth {
 
     pub(super) fn is_down(&self) -> bool {
         matches!(self.state, State::Down(_))
+    }
+
+    /// Whether it works, as far as is known.
+    pub(super) fn works(&self) -> Works {
+        match (self.is_down(), self.doubt) {
+            (true, _) => Works::No,
+            (false, Some(_)) => Works::Perhaps,
+            (false, None) => Works::Yes,
+        }
     }
 
     /// Whether an answer has come since it went down, so that it may be used again soon.
@@ -189,10 +204,14 @@ impl PathHealth {
     /// A connect over the path was not answered, says the kernel: asks the canaries, unless something was heard
     /// since that connect was begun.
     pub(super) fn suspect(&mut self, now: Instant) {
-        let begun = now.checked_sub(self.patience() * 4 / 5);
-        if begun.is_none_or(|begun| !self.signed_since(begun)) {
+        if self.begun(now).is_none_or(|begun| !self.signed_since(begun)) {
             self.doubt(now);
         }
+    }
+
+    /// When a connect was begun, at the latest, that turns out to be unanswered now.
+    pub(super) fn begun(&self, now: Instant) -> Option<Instant> {
+        now.checked_sub(self.patience() * 4 / 5)
     }
 
     /// Asks often from now on.
@@ -205,6 +224,7 @@ impl PathHealth {
 
     /// A canary answered after `rtt`, with a connection or (`opened` false) an RST.
     pub(super) fn answered(&mut self, backend: u32, generation: u32, opened: bool, rtt: Duration, now: Instant) {
+        self.answered_us = true;
         let was_back = self.is_returning() || !self.is_down();
         let failed = self.canaries.answered(backend, generation, opened);
         // What failed in an outage was not lost by chance.
@@ -232,12 +252,15 @@ impl PathHealth {
     }
 
     /// Whether so many canaries failed that it can't be by chance. Those that never answered count too if `lost`: the
-    /// cluster's API is gone as well.
+    /// cluster's API is gone as well. But not if this node's pods have heard the path and we haven't, for then it is closed to
+    /// us; nor those of UDP, whose firewalls may drop what is no UDP.
     pub(super) fn is_dark(&self, lost: bool, now: Instant) -> bool {
+        let lost = lost && (self.answered_us || !self.signed_since(self.since));
         if self.doubt.is_none() && !lost || self.lenient_until.is_some_and(|until| now < until) {
             return false;
         }
-        let counting = || self.canaries.regular().iter().filter(|canary| canary.counts || lost);
+        let counts = |canary: &&Canary| canary.counts || lost && !canary.candidate.udp;
+        let counting = || self.canaries.regular().iter().filter(counts);
         let (least, most) = EVIDENCE;
         let failed: usize = counting().map(|canary| canary.failed.len()).sum();
         let twice = counting().filter(|canary| canary.failed.len() >= 2).count();

@@ -77,12 +77,21 @@ impl Loss {
 
     /// How many probes in a row are lost by chance with a probability of at most `chance`, within `least..=most`.
     pub(super) fn needed(&self, chance: f64, least: u32, most: u32) -> u32 {
-        let mut needed = least;
-        while needed < most && self.rate().powi(i32::try_from(needed).unwrap_or(i32::MAX)) > chance {
-            needed += 1;
-        }
-        needed
+        needed(self.rate(), chance, least, most)
     }
+
+    /// The same if more is lost than was measured, which few probes leave open.
+    pub(super) fn needed_at_worst(&self, chance: f64, least: u32, most: u32) -> u32 {
+        needed(((self.lost + 1.0) / (self.sent + 20.0)).clamp(0.01, 0.6), chance, least, most)
+    }
+}
+
+fn needed(rate: f64, chance: f64, least: u32, most: u32) -> u32 {
+    let mut needed = least;
+    while needed < most && rate.powi(i32::try_from(needed).unwrap_or(i32::MAX)) > chance {
+        needed += 1;
+    }
+    needed
 }
 
 #[cfg(test)]

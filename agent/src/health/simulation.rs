@@ -133,8 +133,16 @@ impl World {
             let backend = index * 1000 + number;
             let network = number % 2 + number / 400 * 2;
             let address: SocketAddr = format!("10.{index}.{network}.{}:80", number / 2 % 200 + 1).parse().unwrap();
-            let used =
-                UsedBackend { generation: 1, address, cluster: index, path, local: false, dead: false, serves: true };
+            let used = UsedBackend {
+                generation: 1,
+                address,
+                cluster: index,
+                path,
+                udp: false,
+                local: false,
+                dead: false,
+                serves: true,
+            };
             self.used.backends.insert(backend, used);
         }
     }
@@ -208,6 +216,12 @@ impl World {
             }
         }
         self.now = end;
+    }
+
+    /// The canaries of a cluster's flat path, with the reserves.
+    pub(super) fn asked(&self, cluster: u32) -> Vec<u32> {
+        let canaries = &self.health.clusters[&name(cluster)].paths[&Path::Pod].canaries;
+        canaries.all().iter().map(|canary| canary.candidate.backend).collect()
     }
 
     pub(super) fn since_start(&self) -> Duration {

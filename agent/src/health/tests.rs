@@ -5,3 +5,4 @@ mod closed;
 mod clusters;
 mod fail_static;
 mod paths;
+mod udp;

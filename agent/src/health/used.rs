@@ -11,7 +11,8 @@ use std::{
 };
 use tombolo_ebpf::abi;
 
-/// The clusters and TCP backends that the tables use.
+/// The clusters that the tables use, and the backends that are asked for them: those of TCP, and where a path of a cluster has
+/// none, those of UDP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Used {
     /// By index in [`abi::map::CLUSTERS`]; index 0 is the agent's own cluster.
@@ -31,7 +32,7 @@ pub struct UsedCluster {
     pub down: bool,
 }
 
-/// A TCP backend.
+/// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsedBackend {
     /// Its generation, which tells it from others that had the index before.
@@ -42,6 +43,9 @@ pub struct UsedBackend {
     pub cluster: u32,
     /// How it is reached.
     pub path: Path,
+    /// Whether it is one of UDP: a TCP connect to its port is answered with an RST if the pod lives. It is a canary and
+    /// nothing else, for nobody else tells whether it answers.
+    pub udp: bool,
     /// Whether it is on this node, so that its answers say nothing about the network.
     pub local: bool,
     /// Whether the tables have it dead.
@@ -62,9 +66,17 @@ impl Used {
             (index, UsedCluster { name, table_name, down: entry.verdict == abi::verdict::DEAD })
         };
         let clusters: BTreeMap<u32, UsedCluster> = installed.clusters().iter().map(cluster).collect();
-        let is_used = |(index, backend): &(u32, &abi::Backend)| {
-            let is_asked = installed.backend_users(*index) > 0 || backend.verdict == abi::verdict::DEAD;
-            backend.proto == abi::TCP && is_asked && clusters.contains_key(&backend.cluster)
+        let serves = |index: u32| installed.backend_users(index) > 0;
+        let known = || installed.backends().filter(|(_, backend)| clusters.contains_key(&backend.cluster));
+        let of_tcp = known().filter(|(index, backend)| backend.proto == abi::TCP && serves(*index));
+        let of_tcp: BTreeSet<(u32, u8)> = of_tcp.map(|(_, backend)| (backend.cluster, backend.path)).collect();
+        let is_used = |(index, backend): &(u32, &abi::Backend)| match backend.proto {
+            abi::TCP => serves(*index) || backend.verdict == abi::verdict::DEAD,
+            // Loopback has the agent's own probe of its hooks, which answers whatever the network does.
+            _ => {
+                let is_loopback = IpAddr::from(backend.addr).to_canonical().is_loopback();
+                serves(*index) && !is_loopback && !of_tcp.contains(&(backend.cluster, backend.path))
+            }
         };
         let used = |(index, backend): (u32, &abi::Backend)| {
             let address = IpAddr::from(backend.addr).to_canonical();
@@ -73,13 +85,14 @@ impl Used {
                 address: SocketAddr::new(address, u16::from_be_bytes(backend.port)),
                 cluster: backend.cluster,
                 path: if backend.path == abi::path::GATEWAY { Path::Gateway } else { Path::Pod },
+                udp: backend.proto == abi::UDP,
                 local: local.contains(&address),
                 dead: backend.verdict == abi::verdict::DEAD,
-                serves: installed.backend_users(index) > 0,
+                serves: serves(index),
             };
             (index, used)
         };
-        let backends = installed.backends().filter(is_used).map(used).collect();
+        let backends = known().filter(is_used).map(used).collect();
         Self { clusters, backends }
     }
 }
@@ -110,6 +123,10 @@ mod tests {
 
     /// A service of east, by two pods and a gateway, over either protocol.
     fn desired() -> Desired {
+        desired_over(&[TCP, UDP])
+    }
+
+    fn desired_over(protocols: &[u8]) -> Desired {
         let member = |last: u8, path: Path| {
             let cluster = ClusterName("east".to_owned());
             Member { addr: mapped(last), port: [0x1f, 0x90], path, cluster, weight: 1 }
@@ -130,7 +147,22 @@ mod tests {
             };
             (FrontendKey { addr: mapped(200), port: [0, 80], proto, pad: 0 }, service)
         };
-        Desired { services: [service(TCP), service(UDP)].into(), ..Desired::default() }
+        Desired { services: protocols.iter().copied().map(service).collect(), ..Desired::default() }
+    }
+
+    #[test]
+    fn where_a_path_has_udp_only_its_backends_are_asked_but_for_our_own_probe() {
+        let own = ClusterName("west".to_owned());
+        let mut tables = desired_over(&[UDP]);
+        tables.services.extend(crate::datapath::probe::services(&own));
+        let mut installed = Installed::default();
+        let plan = plan(&tables, &installed, &CAPACITY, &own, true);
+        plan.steps.iter().for_each(|step| installed.apply(step));
+        let used = Used::of(&installed, &BTreeSet::new());
+        let found: BTreeSet<(String, bool)> =
+            used.backends.values().map(|used| (used.address.to_string(), used.udp)).collect();
+        let expected = [1, 2, 9].map(|last| (format!("10.0.0.{last}:8080"), true));
+        assert_eq!(found, expected.into());
     }
 
     #[test]

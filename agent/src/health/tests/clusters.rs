@@ -1,7 +1,7 @@
 //! Clusters that go away and come back.
 
 use crate::{
-    health::simulation::{MILLI, SECOND, World, name},
+    health::simulation::{MILLI, Pod, SECOND, World, name},
     model::{ClusterName, PeerState},
 };
 use std::time::Duration;
@@ -172,6 +172,51 @@ fn an_api_that_is_lost_changes_nothing_while_pods_answer() {
     world.set_up(1, false);
     world.pass(SECOND);
     assert!(world.is_down(1));
+}
+
+#[test]
+fn a_cluster_that_refuses_is_alive_although_its_api_is_lost() {
+    for (seed, loss, traffic) in [(1, 0.0, 0), (2, 0.01, 0), (3, 0.01, 20), (4, 0.1, 0)] {
+        // From the start, so that no canary counts; or its servers go, and the ports are closed from then on.
+        for from_the_start in [true, false] {
+            let mut world = World::new(seed, 2, 10);
+            world.network(1).loss = loss;
+            world.traffic(1, traffic);
+            let refuse = |world: &mut World| world.pods.extend((1000..1010).map(|backend| (backend, Pod::Refuses)));
+            if from_the_start {
+                refuse(&mut world);
+            }
+            world.pass(10 * SECOND);
+            world.health.peer(name(1), PeerState::Lost);
+            refuse(&mut world);
+            world.pass(600 * SECOND);
+            assert_eq!(world.flips(1), [], "seed {seed}, from the start: {from_the_start}");
+            // What answered by RSTs only is known to let us through: silence says that it is gone.
+            world.set_up(1, false);
+            world.pass(60 * SECOND);
+            assert!(world.is_down(1), "seed {seed}, from the start: {from_the_start}");
+            // And the first RST that it is there again.
+            world.set_up(1, true);
+            world.pass(20 * SECOND);
+            assert!(!world.is_down(1), "seed {seed}, from the start: {from_the_start}");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_that_comes_back_without_the_pods_that_were_asked_is_used_again() {
+    for seed in 0..10 {
+        let mut world = settled(seed, MILLI);
+        let asked: Vec<u32> = world.asked(1);
+        assert!(asked.len() < 10);
+        world.set_up(1, false);
+        world.pass(20 * SECOND);
+        assert!(world.is_down(1));
+        world.pods.extend(asked.into_iter().map(|backend| (backend, Pod::Hangs)));
+        world.set_up(1, true);
+        world.pass(40 * SECOND);
+        assert!(!world.is_down(1), "seed {seed}");
+    }
 }
 
 #[test]
