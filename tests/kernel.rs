@@ -41,6 +41,8 @@ mod agent_sizes;
 mod agent_unprivileged;
 #[path = "kernel/chi.rs"]
 mod chi;
+#[path = "kernel/company.rs"]
+mod company;
 #[path = "kernel/conversations.rs"]
 mod conversations;
 #[path = "kernel/draws.rs"]

@@ -13,7 +13,7 @@ use tombolo_ebpf::abi::{Armed, Counter, GRACE_MS, GRACE_SYN_MS, event, verdict};
 
 use crate::{
     events::tell,
-    flow::{Flow, callback, callbacks, change_callbacks, cookie, field, option, set_option},
+    flow::{Flow, callback, change_callbacks, cookie, field, option, set_option},
     health::{
         cluster::{is_silent_to, is_up, rtt_us},
         get, netns, set,
@@ -25,13 +25,13 @@ use crate::{
 const IPPROTO_TCP: i32 = 6;
 const TCP_USER_TIMEOUT: i32 = 18;
 
-/// Whether a connect is to be ended whose SYN timed out, having been sent `tries` times. To be asked before this timeout itself
+/// Whether a connect is to be ended whose SYN timed out, having been sent `tries` times; `spared` if its service opted out. To be asked before this timeout itself
 /// is counted.
 #[inline(always)]
-pub fn is_connect_hopeless(ctx: &SockOpsContext, flow: &Flow, netns: u64, tries: u32) -> bool {
+pub fn is_connect_hopeless(flow: &Flow, spared: bool, netns: u64, tries: u32) -> bool {
     let cluster = flow.backend.cluster;
     let is_up = is_up(cluster);
-    if !is_allowed(ctx, flow, is_up) {
+    if spared || !is_allowed(flow, is_up) {
         return false;
     }
     !is_up || flow.backend.verdict == verdict::DEAD && tries > 1 || is_silent_to(cluster, netns) != 0
@@ -40,17 +40,16 @@ pub fn is_connect_hopeless(ctx: &SockOpsContext, flow: &Flow, netns: u64, tries:
 /// Whether an established flow is to be ended whose segment timed out. To be asked at the second time earliest, so that the flow
 /// has had the time to show that it is alive.
 #[inline(always)]
-pub fn is_hopeless(ctx: &SockOpsContext, flow: &Flow) -> bool {
+pub fn is_hopeless(flow: &Flow, spared: bool) -> bool {
     let is_up = is_up(flow.backend.cluster);
-    (flow.backend.verdict == verdict::DEAD || !is_up) && is_allowed(ctx, flow, is_up)
+    !spared && (flow.backend.verdict == verdict::DEAD || !is_up) && is_allowed(flow, is_up)
 }
 
-/// Whether the flow may be ended at all: not if its service opted out, nor if its backend drains and so is about to end it
-/// properly. If probes found its whole cluster down (`is_up` false), the backend won't end anything any more: what it owes is
+/// Whether the flow may be ended at all: not if its backend drains, and so is about to end it properly. If probes found its whole cluster down (`is_up` false), the backend won't end anything any more: what it owes is
 /// owed in vain, and the flow is like any other.
 #[inline(always)]
-fn is_allowed(ctx: &SockOpsContext, flow: &Flow, is_up: bool) -> bool {
-    (flow.backend.verdict != verdict::DRAINING || !is_up) && callbacks(ctx) & callback::SPARED == 0
+fn is_allowed(flow: &Flow, is_up: bool) -> bool {
+    flow.backend.verdict != verdict::DRAINING || !is_up
 }
 
 /// An established flow's timer ran out for the first time since something was acknowledged.

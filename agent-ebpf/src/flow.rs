@@ -1,7 +1,8 @@
 //! TCP flows as `sock_ops` sees them: fields of its context, options of the socket, and the backend at the other end.
 //!
-//! A flow of ours is told by its callback flags, which are set when it begins. They stay with the socket, whereas its entry
-//! in `ORIGINS` may be another socket's by the time it fails or closes; so the backend is found by the peer's address.
+//! A flow of ours is told by its entry in `ORIGINS`. By the time it fails or closes, that may be another socket's; then it is
+//! told by its callback flags, which are set when it begins and stay with the socket, but which programs of others may set, too.
+//! The backend is found by the peer's address.
 
 use aya_ebpf::{
     helpers::{
@@ -15,6 +16,7 @@ use tombolo_ebpf::abi::{Backend, BackendKey, TCP};
 use crate::{
     family::{MAPPED, Words, halves, is_same, port, words},
     maps::{BACKEND_OF, BACKENDS, Numbered},
+    origin::{Whose, whose},
 };
 
 const AF_INET6: u32 = 10;
@@ -33,7 +35,7 @@ pub(crate) use field;
 pub mod callback {
     /// Retransmission timeouts.
     pub const TIMEOUT: u32 = 1;
-    /// Retransmissions. Not wanted for themselves: the flag marks a flow that is never aborted.
+    /// Retransmissions. Not wanted for themselves: the flag marks a flow that is never aborted, once its origin is gone.
     pub const SPARED: u32 = 2;
     /// Changes of state.
     pub const STATE: u32 = 4;
@@ -75,10 +77,24 @@ pub fn change_callbacks(ctx: &SockOpsContext, on: u32, off: u32) {
     unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, flags.cast_signed()) };
 }
 
-/// Whether these are callbacks of a flow that a program sent to its peer.
+/// Whether these are callbacks of a flow that a program sent to its peer, or of any flow if somebody else's program sets them.
 #[inline(always)]
-pub fn is_ours(callbacks: u32) -> bool {
+pub fn is_marked(callbacks: u32) -> bool {
     callbacks & callback::STATE != 0 && callbacks & (callback::TIMEOUT | callback::SPARED) != 0
+}
+
+/// Whose this flow is; never [`Whose::Unknown`].
+#[inline(always)]
+pub fn whose_flow(ctx: &SockOpsContext) -> Whose {
+    match whose(cookie(ctx), peer(ctx), peer_port(ctx)) {
+        Whose::Unknown => {
+            let callbacks = callbacks(ctx);
+            // Old enough to have been counted, if it isn't still being established.
+            let ours = Whose::Ours { spared: callbacks & callback::SPARED != 0, counted: true };
+            if is_marked(callbacks) { ours } else { Whose::Others }
+        }
+        known => known,
+    }
 }
 
 /// The socket's cookie.

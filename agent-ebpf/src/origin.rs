@@ -11,7 +11,7 @@ use crate::{
     choose::Chosen,
     family::{Family, Words, is_same, port, put, words},
     frontend::Hit,
-    health::{backend::count_choice, get},
+    health::{backend::count_choice, get, set},
     maps::{Numbered, ORIGINS},
     outcome::Skip,
 };
@@ -86,6 +86,63 @@ pub fn take(cookie: u64, peer: Words, peer_port: u16, now_ms: u32) -> Option<u32
     origin.flags = flags & !origin_flag::NEW;
     origin.since_ms = now_ms;
     Some(flags)
+}
+
+/// Whose a TCP flow is.
+pub enum Whose {
+    /// A program sent it to its peer.
+    Ours {
+        /// Its service opted out of having its flows ended.
+        spared: bool,
+        /// It was counted when it was established.
+        counted: bool,
+    },
+    /// The application dialled its peer.
+    Others,
+    /// A younger socket has taken its entry, if it had one.
+    Unknown,
+}
+
+/// Whose the flow of the socket with this cookie to `peer` is. Not even a program of others that sets the callbacks of all
+/// sockets can make this wrong, as long as the entry lasts.
+///
+/// Cookies count up, so an entry that is empty or an older socket's was never this one's. (The exception is a socket that is
+/// older than the entry it takes because it connects so late: one in [`MAX_ORIGINS`] of those.)
+#[inline(always)]
+pub fn whose(cookie: u64, peer: Words, peer_port: u16) -> Whose {
+    let Some(origin) = ORIGINS.at(cookie as u32 & (MAX_ORIGINS - 1)) else { return Whose::Unknown };
+    let holder = get!(origin, cookie);
+    if holder != cookie {
+        return if holder > cookie { Whose::Unknown } else { Whose::Others };
+    }
+    let flags = get!(origin, flags);
+    if flags & origin_flag::NEW != 0 || !is_same(words(&origin.peer), port(&origin.peer_port), peer, peer_port) {
+        return Whose::Others;
+    }
+    Whose::Ours { spared: flags & origin_flag::NO_ABORT != 0, counted: get!(origin, since_ms) == 0 }
+}
+
+/// The flow of the socket with this cookie was counted as established. When it began is of no more interest.
+#[inline(always)]
+pub fn counted(cookie: u64) {
+    if let Some(origin) = own(cookie) {
+        set!(origin, since_ms, 0);
+    }
+}
+
+/// The flow of the socket with this cookie is over. Whatever it connects to next, be it the same peer, isn't this flow.
+#[inline(always)]
+pub fn end(cookie: u64) {
+    if let Some(origin) = own(cookie) {
+        set!(origin, peer_port, [0; 2]);
+    }
+}
+
+/// The entry of the socket with this cookie, if it is still there. If another one takes it right now, what is written may
+/// be that one's loss: it is then a flow that nobody watches.
+#[inline(always)]
+fn own(cookie: u64) -> Option<*mut Origin> {
+    ORIGINS.at_mut(cookie as u32 & (MAX_ORIGINS - 1)).filter(|origin| get!(*origin, cookie) == cookie)
 }
 
 /// When the connect of the socket with this cookie began; 0 if its origin isn't there any more.

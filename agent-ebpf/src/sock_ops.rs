@@ -1,19 +1,22 @@
 //! `sock_ops`: what becomes of the TCP connections that `connect4` and `connect6` sent to a backend.
 //!
 //! Every TCP socket in the cgroup runs this a few times, servers' sockets too. What isn't ours is sorted out first: by the
-//! operation, by its callback flags, and, when it connects, by the prefixes that cover all backends.
+//! operation, by the prefixes that cover all backends when it connects, and by its callbacks and its origin from then on.
+//! Sockets of which somebody else's program wants callbacks are left as they are.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::sock_ops, programs::SockOpsContext};
 use tombolo_ebpf::abi::origin_flag;
 
 use crate::{
     abort,
-    flow::{Flow, arg, callback, callbacks, change_callbacks, cookie, field, is_ours, peer, peer_port, reply},
+    flow::{
+        Flow, arg, callback, callbacks, change_callbacks, cookie, field, is_marked, peer, peer_port, reply, whose_flow,
+    },
     frontend::{active, within},
     health::{backend, cluster, netns},
     keepalive,
     maps::{CLUSTERS, CONFIG, Numbered},
-    origin,
+    origin::{self, Whose},
 };
 
 /// Operations: what the kernel calls for.
@@ -40,10 +43,19 @@ mod state {
 #[sock_ops]
 pub fn sock_ops(ctx: SockOpsContext) -> u32 {
     let op = field!(ctx, op);
-    if op == op::TCP_CONNECT {
-        begin(&ctx);
-    } else if matches!(op, op::TIMEOUT_INIT | op::RTO | op::STATE | op::RTT) && is_ours(callbacks(&ctx)) {
-        go_on(&ctx, op);
+    match op {
+        op::TCP_CONNECT => {
+            begin(&ctx);
+        }
+        op::RTO | op::STATE => {
+            if let Whose::Ours { spared, counted } = whose_flow(&ctx) {
+                go_on(&ctx, op, spared, counted);
+            }
+        }
+        // These come for sockets of others, too, and often.
+        op::TIMEOUT_INIT if is_marked(callbacks(&ctx)) => time_syn(&ctx),
+        op::RTT if is_marked(callbacks(&ctx)) => abort::spare(&ctx, false),
+        _ => {}
     }
     1
 }
@@ -64,30 +76,33 @@ fn begin(ctx: &SockOpsContext) -> Option<()> {
     Some(())
 }
 
-/// Something happened to a flow of ours.
+/// How long the first SYN of a flow of ours waits.
 #[inline(always)]
-fn go_on(ctx: &SockOpsContext, op: u32) {
+fn time_syn(ctx: &SockOpsContext) {
+    let Whose::Ours { .. } = whose_flow(ctx) else { return };
+    let cluster = Flow::of(ctx).and_then(|flow| CLUSTERS.at(flow.backend.cluster));
+    if let Some(cluster) = cluster
+        && cluster.syn_timeout != 0
+    {
+        reply(ctx, cluster.syn_timeout);
+    }
+}
+
+/// Something happened to a flow of ours, for [`Whose::Ours`] see there.
+#[inline(always)]
+fn go_on(ctx: &SockOpsContext, op: u32, spared: bool, counted: bool) {
     match op {
-        op::TIMEOUT_INIT => {
-            let cluster = Flow::of(ctx).and_then(|flow| CLUSTERS.at(flow.backend.cluster));
-            if let Some(cluster) = cluster
-                && cluster.syn_timeout != 0
-            {
-                reply(ctx, cluster.syn_timeout);
-            }
-        }
-        op::STATE => change(ctx, arg(ctx, 0), arg(ctx, 1)),
-        op::RTO => time_out(ctx, arg(ctx, 0).wrapping_add(1), arg(ctx, 1), arg(ctx, 2) != 0),
-        _ => abort::spare(ctx, false),
+        op::STATE => change(ctx, arg(ctx, 0), arg(ctx, 1), counted),
+        _ => time_out(ctx, spared, arg(ctx, 0).wrapping_add(1), arg(ctx, 1), arg(ctx, 2) != 0),
     }
 }
 
 /// The flow goes from one state to another.
 #[inline(always)]
-fn change(ctx: &SockOpsContext, from: u32, to: u32) {
+fn change(ctx: &SockOpsContext, from: u32, to: u32, counted: bool) {
     match to {
         state::ESTABLISHED => establish(ctx),
-        state::CLOSE => close(ctx, from),
+        state::CLOSE => close(ctx, from, counted),
         _ => {
             // These were brought about by a segment from the peer.
             let is_alive = matches!(to, state::CLOSE_WAIT | state::FIN_WAIT2 | state::CLOSING);
@@ -109,14 +124,12 @@ fn establish(ctx: &SockOpsContext) {
     }
     let Some(flow) = Flow::of(ctx) else {
         // Its backend went while it was connecting: what isn't counted here must not be counted when it closes.
+        origin::end(cookie(ctx));
         return change_callbacks(ctx, 0, callback::OURS);
     };
-    if callbacks(ctx) & callback::SPARED != 0 {
-        // Its timeouts are of no more interest.
-        change_callbacks(ctx, 0, callback::TIMEOUT);
-    }
     let now = now();
     backend::established(&flow, netns(ctx), now);
+    origin::counted(cookie(ctx));
     cluster::alive(flow.backend.cluster, now);
     if !retransmitted {
         // The kernel keeps it in eighths.
@@ -128,9 +141,10 @@ fn establish(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn close(ctx: &SockOpsContext, from: u32) {
+fn close(ctx: &SockOpsContext, from: u32, counted: bool) {
     // The socket may connect again, and to whatever it likes.
     change_callbacks(ctx, 0, callback::OURS);
+    origin::end(cookie(ctx));
     if field!(ctx, total_retrans) != 0 {
         abort::forget(cookie(ctx));
     }
@@ -142,14 +156,14 @@ fn close(ctx: &SockOpsContext, from: u32) {
             cluster::alive(flow.backend.cluster, now);
             backend::refused(&flow, netns(ctx), now);
         }
-    } else if from != state::SYN_RECV {
+    } else if from != state::SYN_RECV && counted {
         backend::closed(&flow);
     }
 }
 
 /// What was sent `tries` times, the last time `waited` jiffies ago, is still not acknowledged.
 #[inline(always)]
-fn time_out(ctx: &SockOpsContext, tries: u32, waited: u32, gives_up: bool) {
+fn time_out(ctx: &SockOpsContext, spared: bool, tries: u32, waited: u32, gives_up: bool) {
     if gives_up {
         return abort::ended(ctx, tries);
     }
@@ -159,7 +173,7 @@ fn time_out(ctx: &SockOpsContext, tries: u32, waited: u32, gives_up: bool) {
             // The kernel counts from 1 again once something was acknowledged.
             abort::spare(ctx, false);
             abort::note(ctx, now);
-        } else if Flow::of(ctx).is_some_and(|flow| abort::is_hopeless(ctx, &flow)) {
+        } else if Flow::of(ctx).is_some_and(|flow| abort::is_hopeless(&flow, spared)) {
             abort::arm_established(ctx, now);
         }
         return;
@@ -167,7 +181,7 @@ fn time_out(ctx: &SockOpsContext, tries: u32, waited: u32, gives_up: bool) {
     let Some(flow) = Flow::of(ctx) else { return };
     let netns = netns(ctx);
     // Others' word only, so before this one is added.
-    if abort::is_connect_hopeless(ctx, &flow, netns, tries) {
+    if abort::is_connect_hopeless(&flow, spared, netns, tries) {
         abort::arm_connect(ctx, &flow, now);
     }
     if backend::has_answered(&flow) {

@@ -230,6 +230,18 @@ impl Kernel {
         self.attached = self.links.attached().into_iter().chain(self.egress.attached()).collect();
     }
 
+    /// What is odd about other programs on `sock_ops`, in a person's words; none if ours is alone, or isn't there yet.
+    ///
+    /// # Errors
+    ///
+    /// The kernel doesn't say what is attached.
+    pub fn strangers(&self) -> anyhow::Result<Option<String>> {
+        const HOOK: &str = "sock_ops";
+        let Some((_, link)) = self.links.iter().find(|(hook, _)| *hook == HOOK) else { return Ok(None) };
+        let own = bpf::link_field(link.as_fd(), "prog_id")?;
+        Ok(foreign::sentence_on_sock_ops(&foreign::strangers(&self.cgroup, HOOK, own)?))
+    }
+
     /// Whether packets of connected UDP sockets are looked at.
     pub fn refuses_udp(&self) -> bool {
         self.egress.attached().is_some()

@@ -27,12 +27,12 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
+use taking_over::TakingOver;
 use tokio::{
     sync::{mpsc, watch},
     task::block_in_place,
     time::MissedTickBehavior,
 };
-use taking_over::TakingOver;
 use tracing::{debug, error, info, warn};
 use writer::Writer;
 
@@ -86,6 +86,8 @@ pub struct Reconciler {
     /// Of these, what only all objects together show.
     found_problems: BTreeMap<ObjectName, Vec<String>>,
     faults: Faults,
+    /// What is odd about programs of others on our hooks.
+    strangers: Option<String>,
     /// How often the tables were found to hold something else than they should.
     drift: u64,
     /// When the hooks were last proven.
@@ -143,6 +145,7 @@ impl Reconciler {
                 pods: None,
                 proof: Some("no probe socket was sent yet".to_owned()),
             },
+            strangers: None,
             drift: 0,
             proven: None,
             audited: Instant::now(),
@@ -312,6 +315,7 @@ impl Reconciler {
             }
             Err(error) => self.note_hooks(Some(format!("{error:#}"))),
         }
+        self.look_for_strangers();
         self.count_refused_udp();
         self.mind_udp();
         if self.audited.elapsed() >= AUDIT {
@@ -326,6 +330,20 @@ impl Reconciler {
         let is_due = self.proven.is_none_or(|last| last.elapsed() >= PROOF);
         if self.faults.proof.is_some() || is_due || probe::is_cheap(&self.cgroup) {
             self.prove();
+        }
+    }
+
+    /// Looks for programs of others that may get in the way of ours.
+    fn look_for_strangers(&mut self) {
+        match self.writer.datapath.strangers() {
+            Ok(found) => {
+                if let Some(reason) = found.as_ref().filter(|_| found != self.strangers) {
+                    warn!(%reason, "sock_ops has company");
+                }
+                self.strangers = found;
+            }
+            // If the cgroup is gone, that is told as such.
+            Err(error) => debug!(error = format!("{error:#}"), "programs of others not looked for"),
         }
     }
 

@@ -50,6 +50,50 @@ impl Foreign {
         Self::attach(cgroup, CONNECT4, flags, &code)
     }
 
+    /// Attaches a program to `sock_ops` that wants callbacks of all sockets, in place of whatever others want of them if `rude`:
+    /// at each of these operations, `enum` in linux/bpf.h.
+    pub(crate) fn callbacks(cgroup: &Path, flags: u32, wanted: u32, rude: bool, ops: &[u32]) -> io::Result<Self> {
+        let count = i16::try_from(ops.len()).unwrap();
+        // r6 = ctx, r2 = ctx->op
+        let mut code = vec![instruction(0xbf, 6, 1, 0, 0), instruction(0x61, 2, 1, 0, 0)];
+        for (at, op) in (0..).zip(ops) {
+            // Over the other questions and the way out.
+            code.push(instruction(0x15, 2, 0, count - at + 1, op.cast_signed()));
+        }
+        code.extend([MOVE_1_TO_R0, EXIT]);
+        // r2 = ctx->bpf_sock_ops_cb_flags, or nothing; r2 |= wanted
+        code.push(if rude { instruction(0xb7, 2, 0, 0, 0) } else { instruction(0x61, 2, 6, CALLBACK_FLAGS, 0) });
+        code.push(instruction(0x47, 2, 0, 0, wanted.cast_signed()));
+        // bpf_sock_ops_cb_flags_set(ctx, r2)
+        code.extend([instruction(0xbf, 1, 6, 0, 0), instruction(0x85, 0, 0, 0, 59), MOVE_1_TO_R0, EXIT]);
+        Self::attach(cgroup, SOCK_OPS, flags, &code)
+    }
+
+    /// Attaches a program to `sock_ops` that counts in `closes` how many sockets it is told the end of.
+    pub(crate) fn watch(cgroup: &Path, flags: u32, closes: &Count) -> io::Result<Self> {
+        let code = [
+            // r2 = ctx->op, r3 = ctx->args[1]; only changes of state, to TCP_CLOSE
+            instruction(0x61, 2, 1, 0, 0),
+            instruction(0x61, 3, 1, 8, 0),
+            instruction(0x55, 2, 0, 10, 10),
+            instruction(0x55, 3, 0, 9, 7),
+            // *(u32 *)(fp - 4) = 0; r0 = bpf_map_lookup_elem(map, fp - 4)
+            instruction(0x62, 10, 0, -4, 0),
+            instruction(0xbf, 2, 10, 0, 0),
+            instruction(0x07, 2, 0, 0, -4),
+            instruction(0x18, 1, 1, 0, closes.0.as_raw_fd()),
+            0,
+            instruction(0x85, 0, 0, 0, 1),
+            instruction(0x15, 0, 0, 2, 0),
+            // *(u32 *)r0 += 1, as one operation
+            instruction(0xb7, 1, 0, 0, 1),
+            instruction(0xc3, 0, 1, 0, 0),
+            MOVE_1_TO_R0,
+            EXIT,
+        ];
+        Self::attach(cgroup, SOCK_OPS, flags, &code)
+    }
+
     fn attach(cgroup: &Path, hook: u32, flags: u32, code: &[u64]) -> io::Result<Self> {
         let program = load(hook, code)?;
         let cgroup = File::open(cgroup)?;
@@ -113,8 +157,34 @@ pub(crate) fn programs_on(cgroup: &Path, hook: u32) -> (Vec<u32>, u32) {
     (ids, query.attach_flags)
 }
 
-/// Pins a map that is of no use to anybody at `path`.
-pub(crate) fn pin_map(path: &Path) {
+/// A number that a program counts up.
+pub(crate) struct Count(OwnedFd);
+
+impl Count {
+    pub(crate) fn new() -> Self {
+        Self(array())
+    }
+
+    pub(crate) fn get(&self) -> u32 {
+        #[repr(C)]
+        struct LookUp {
+            map_fd: u32,
+            pad: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let (key, mut value) = (0_u32, 0_u32);
+        let map_fd = self.0.as_raw_fd().cast_unsigned();
+        let (key, into) = ((&raw const key) as u64, (&raw mut value) as u64);
+        bpf(1, &mut LookUp { map_fd, pad: 0, key, value: into, flags: 0 }).unwrap();
+        // SAFETY: a local, which the kernel has written behind the compiler's back.
+        unsafe { (&raw const value).read_volatile() }
+    }
+}
+
+/// An array of one element of four bytes.
+fn array() -> OwnedFd {
     #[repr(C)]
     struct Create {
         map_type: u32,
@@ -124,7 +194,12 @@ pub(crate) fn pin_map(path: &Path) {
     }
     let map = bpf(0, &mut Create { map_type: 2, key_size: 4, value_size: 4, max_entries: 1 }).unwrap();
     // SAFETY: a descriptor that was just made for us.
-    let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(map).unwrap()) };
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(map).unwrap()) }
+}
+
+/// Pins a map that is of no use to anybody at `path`.
+pub(crate) fn pin_map(path: &Path) {
+    let map = array();
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let bpf_fd = map.as_raw_fd().cast_unsigned();
     bpf(6, &mut Pin { pathname: path.as_ptr() as u64, bpf_fd, file_flags: 0 }).unwrap();
@@ -158,6 +233,8 @@ struct Attach {
     attach_flags: u32,
 }
 
+/// Where `struct bpf_sock_ops` has `bpf_sock_ops_cb_flags`.
+const CALLBACK_FLAGS: i16 = 80;
 const MOVE_1_TO_R0: u64 = instruction(0xb7, 0, 0, 0, 1);
 const EXIT: u64 = instruction(0x95, 0, 0, 0, 0);
 

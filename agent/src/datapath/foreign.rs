@@ -63,6 +63,43 @@ pub(super) fn obstacle(cgroup: &Path, hook: &str) -> anyhow::Result<Option<Strin
     Ok(None)
 }
 
+/// Programs of others that run on this hook of `cgroup`, on it or above; `own` is the id of ours. Those of cgroups below are not
+/// found.
+///
+/// # Errors
+///
+/// The kernel doesn't say what is attached.
+pub(super) fn strangers(cgroup: &Path, hook: &str, own: u64) -> anyhow::Result<Vec<(PathBuf, Vec<u32>)>> {
+    let attach_type = attach_type(hook)?;
+    let mut strangers = Vec::new();
+    for dir in cgroups_up(cgroup) {
+        let context = || format!("ask what is attached to {hook} of cgroup {}", dir.display());
+        let file = File::open(&dir).with_context(context)?;
+        let mut programs = occupants(file.as_fd(), attach_type).with_context(context)?.programs;
+        programs.retain(|id| u64::from(*id) != own);
+        if !programs.is_empty() {
+            strangers.push((dir, programs));
+        }
+    }
+    Ok(strangers)
+}
+
+/// What somebody else's programs on `sock_ops` may do to our flows, in a person's words; none if there are none.
+pub(super) fn sentence_on_sock_ops(strangers: &[(PathBuf, Vec<u32>)]) -> Option<String> {
+    let (_, first) = strangers.first()?;
+    let at = |(dir, programs): &(PathBuf, Vec<u32>)| {
+        let ids: Vec<_> = programs.iter().map(u32::to_string).collect();
+        format!("program {} on cgroup {}", ids.join(", "), dir.display())
+    };
+    let all: Vec<_> = strangers.iter().map(at).collect();
+    Some(format!(
+        "somebody else's sock_ops ({}) sees our connections too: should it take callback flags off sockets instead of adding \
+         its own, their ends are not counted and those to what is dead are not ended; `bpftool prog show id {}` says whose it is",
+        all.join("; "),
+        first.first().map_or_else(|| "?".to_owned(), u32::to_string),
+    ))
+}
+
 fn full(hook: &str, cgroup: &Path, found: &Occupants) -> String {
     format!(
         "{} programs are attached to {hook} of cgroup {cgroup}, the most the kernel takes; `bpftool cgroup show {cgroup}` lists \
@@ -105,6 +142,16 @@ mod tests {
     #[test]
     fn every_hook_can_be_asked_for() {
         assert_eq!([&HOOKS[..], &[EGRESS]].concat(), ATTACH_TYPES.map(|(hook, _)| hook));
+    }
+
+    #[test]
+    fn others_on_sock_ops_are_named_with_their_cgroups() {
+        assert_eq!(sentence_on_sock_ops(&[]), None);
+        let strangers = [(PathBuf::from("/a/b"), vec![7, 9]), (PathBuf::from("/a"), vec![3])];
+        let sentence = sentence_on_sock_ops(&strangers).unwrap();
+        for part in ["program 7, 9 on cgroup /a/b; program 3 on cgroup /a)", "`bpftool prog show id 7`"] {
+            assert!(sentence.contains(part), "{part} in {sentence}");
+        }
     }
 
     #[test]

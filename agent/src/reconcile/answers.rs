@@ -85,6 +85,7 @@ impl Reconciler {
         incomplete
             .into_iter()
             .chain(given_up)
+            .chain(self.strangers.clone())
             .chain(held)
             .chain(udp)
             .chain(sources)
