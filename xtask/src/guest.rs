@@ -1,7 +1,8 @@
 //! Runs a command in a guest: another kernel in QEMU, without hardware virtualisation, up in about 3 s.
 //!
 //! A guest has no disk: it gets the kernel's modules, tools of this machine with their libraries, and the files of the
-//! run as initramfs archives. The command's output comes back by the first serial port, its status by the second.
+//! run as initramfs archives. The command's output comes back by the first serial port, its status by the second, and with
+//! it what the command wrote there, to [`RESULTS`].
 
 mod bzimage;
 mod cpio;
@@ -29,6 +30,9 @@ const TABLES: [&str; 3] = ["/etc/protocols", "/etc/services", "/etc/iproute2"];
 /// Where the files of a run lie in the guest, if it doesn't say.
 pub(crate) const TEST_FOLDER: &str = "/test";
 
+/// The file that a command in a guest writes what is to come back apart from its output: text of whole lines.
+pub(crate) const RESULTS: &str = "/dev/ttyS1";
+
 /// How a guest is to be made.
 pub(crate) struct Guest {
     /// Its kernel.
@@ -39,7 +43,7 @@ pub(crate) struct Guest {
     pub(crate) folder: String,
     /// Count time in instructions and jump over idling, on one CPU: what waits or measures comes out the same on a
     /// loaded machine, and sleeping costs nothing.
-    pub(crate) virtual_time: bool,
+    pub(crate) virtual_time: Option<Shift>,
     /// Processors, in real time.
     pub(crate) cpus: u32,
     /// Memory.
@@ -47,6 +51,9 @@ pub(crate) struct Guest {
     /// When to give up.
     pub(crate) limit: Duration,
 }
+
+/// An instruction takes 2 to the power of so many nanoseconds of virtual time.
+pub(crate) type Shift = u8;
 
 /// How a guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +92,10 @@ impl Guest {
         command.args(["--foreground", "--kill-after", "5", &self.limit.as_secs().to_string(), "qemu-system-x86_64"]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(["-machine", "q35,usb=off,sata=off,smbus=off,hpet=off,vmport=off", "-cpu", "max,la57=off"]);
-        if self.virtual_time {
+        if let Some(shift) = self.virtual_time {
+            let icount = format!("shift={shift},sleep=off");
             // With two processors, counting instructions hangs at boot.
-            command.args(["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off", "-smp", "1"]);
+            command.args(["-accel", "tcg,thread=single", "-icount", &icount, "-smp", "1"]);
         } else {
             command.args(["-accel", "tcg,thread=multi", "-smp", &self.cpus.to_string()]);
         }
@@ -141,28 +149,36 @@ impl Guest {
 
 impl Running {
     /// Waits for the end.
-    pub(crate) fn wait(mut self) -> anyhow::Result<End> {
+    pub(crate) fn wait(self) -> anyhow::Result<End> {
+        Ok(self.wait_for_results()?.0)
+    }
+
+    /// Waits for the end; what the command wrote to [`RESULTS`] too, which is whole only if it ended with a status.
+    pub(crate) fn wait_for_results(mut self) -> anyhow::Result<(End, String)> {
         let status = self.child.wait().context("wait for QEMU")?;
         let text = fs::read_to_string(self.run.file("status")).unwrap_or_default();
-        let end = end(&text, status.code());
+        let (results, end) = end(&text, status.code());
         if matches!(end, End::Broken | End::Stillborn) {
             let log = fs::read_to_string(self.run.file("qemu.log")).context("read QEMU's log")?;
             eprint!("{log}");
         }
-        Ok(end)
+        Ok((end, results.to_owned()))
     }
 }
 
-/// What the second serial port's `text` and the exit code of `timeout` say.
-fn end(text: &str, code: Option<i32>) -> End {
-    let mut lines = text.lines();
-    let is_up = lines.next() == Some("up");
-    match lines.next().unwrap_or_default().parse() {
-        Ok(status) => End::Status(status),
+/// What the second serial port's `text` and the exit code of `timeout` say: the command's results, and how it ended.
+fn end(text: &str, code: Option<i32>) -> (&str, End) {
+    let Some(told) = text.strip_prefix("up\n") else { return ("", End::Stillborn) };
+    // The last line, if it is whole.
+    let (results, last) = match told.strip_suffix('\n').map(|told| told.rfind('\n').map_or(0, |end| end + 1)) {
+        Some(last) => told.split_at(last),
+        None => (told, ""),
+    };
+    match last.trim_end().parse() {
+        Ok(status) => (results, End::Status(status)),
         // 124: the limit; 137: and QEMU had to be killed.
-        Err(_) if is_up && matches!(code, Some(124 | 137)) => End::Limit,
-        Err(_) if is_up => End::Broken,
-        Err(_) => End::Stillborn,
+        Err(_) if matches!(code, Some(124 | 137)) => (told, End::Limit),
+        Err(_) => (told, End::Broken),
     }
 }
 
@@ -237,11 +253,20 @@ mod tests {
 
     #[test]
     fn a_guest_ends_with_the_commands_status_or_says_why_there_is_none() {
-        assert_eq!(end("up\n3\n", Some(0)), End::Status(3));
-        assert_eq!(end("up\n", Some(124)), End::Limit);
-        assert_eq!(end("", Some(137)), End::Stillborn);
-        assert_eq!(end("up\n", Some(137)), End::Limit);
-        assert_eq!(end("up\n", Some(0)), End::Broken);
-        assert_eq!(end("", Some(0)), End::Stillborn);
+        let end = |text, code| end(text, Some(code)).1;
+        assert_eq!(end("up\n3\n", 0), End::Status(3));
+        assert_eq!(end("up\n", 124), End::Limit);
+        assert_eq!(end("", 137), End::Stillborn);
+        assert_eq!(end("up\n", 137), End::Limit);
+        assert_eq!(end("up\n", 0), End::Broken);
+        assert_eq!(end("", 0), End::Stillborn);
+    }
+
+    #[test]
+    fn results_come_before_the_status() {
+        assert_eq!(end("up\n{\n}\n0\n", Some(0)), ("{\n}\n", End::Status(0)));
+        assert_eq!(end("up\n{\n", Some(0)), ("{\n", End::Broken));
+        assert_eq!(end("up\n{\n  \"a\": 1", Some(124)), ("{\n  \"a\": 1", End::Limit));
+        assert_eq!(end("up\n0\n", Some(0)).0, "");
     }
 }

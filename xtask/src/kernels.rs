@@ -3,7 +3,7 @@
 use crate::{
     build_ebpf,
     guest::{
-        End, Guest, TEST_FOLDER,
+        End, Guest, Shift, TEST_FOLDER,
         image::{self, Kernel},
     },
     process::run,
@@ -26,7 +26,7 @@ const DEFAULT: [&str; 2] = ["6.1", "6.12"];
 /// The programs of ours that the kernel tests start.
 const OURS: [&str; 2] = ["tombolo", "lab"];
 /// How often a guest is started that the emulator breaks.
-const TRIES: u32 = 3;
+pub(crate) const TRIES: u32 = 3;
 /// The variable that tells tests how many connects to make.
 const EFFORT: &str = "TOMBOLO_TEST_CONNECTS";
 
@@ -50,6 +50,10 @@ pub(crate) struct GuestArgs {
     /// Virtual time, on one processor: for what waits or measures; sleeping costs nothing
     #[arg(short, long)]
     virtual_time: bool,
+    /// In virtual time an instruction takes 2 to the power of so many nanoseconds: 0 for a processor that can bear a load, more
+    /// for less work in what waits without sleeping
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=10))]
+    shift: Shift,
     /// Put a file or folder into the guest, at PATH or /test/NAME, with the libraries that a program needs
     #[arg(short, long = "file", value_name = "FILE[:PATH]")]
     files: Vec<String>,
@@ -102,7 +106,7 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
             kernel,
             files: files.clone(),
             folder: folder.clone(),
-            virtual_time: false,
+            virtual_time: None,
             cpus: 2,
             memory_mib: 1024,
             limit: Duration::from_secs(args.limit),
@@ -127,7 +131,7 @@ pub(crate) fn guest(args: &GuestArgs) -> anyhow::Result<u8> {
         kernel: kernel(&args.kernel)?,
         files: args.files.iter().map(|file| file_argument(file)).collect::<Result<_, _>>()?,
         folder: "/root".to_owned(),
-        virtual_time: args.virtual_time,
+        virtual_time: args.virtual_time.then_some(args.shift),
         cpus: args.cpus,
         memory_mib: args.memory,
         limit: Duration::from_secs(args.limit),
@@ -153,7 +157,7 @@ pub(crate) fn guest(args: &GuestArgs) -> anyhow::Result<u8> {
     })
 }
 
-fn check_machine() -> anyhow::Result<()> {
+pub(crate) fn check_machine() -> anyhow::Result<()> {
     ensure!(
         env::consts::ARCH == "x86_64",
         "guests are x86-64 and run programs of this machine, which is {}",
@@ -162,7 +166,7 @@ fn check_machine() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn kernel(spec: &str) -> anyhow::Result<Kernel> {
+pub(crate) fn kernel(spec: &str) -> anyhow::Result<Kernel> {
     let folder = image::folder()?;
     std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     image::kernel(spec).with_context(|| format!("kernel {spec}"))
@@ -215,7 +219,7 @@ impl io::Write for Screen {
 }
 
 /// `file` without debug information, which is most of a debug build: each MiB costs a guest 15 ms.
-fn stripped(file: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn stripped(file: &Path) -> anyhow::Result<PathBuf> {
     let folder = root().join("target/guest");
     std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let small = folder.join(file.file_name().context("a program has a name")?);
@@ -224,7 +228,7 @@ fn stripped(file: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// What Rust programs are told by their environment goes with them into the guest.
-fn environment() -> Vec<String> {
+pub(crate) fn environment() -> Vec<String> {
     let told = ["RUST_BACKTRACE", "RUST_LOG"].map(|name| Some(format!("{name}={}", env::var(name).ok()?)));
     [vec!["env".to_owned()], told.into_iter().flatten().collect()].concat()
 }

@@ -29,14 +29,14 @@ pub(crate) struct Kernel {
 pub(crate) fn kernel(spec: &str) -> anyhow::Result<Kernel> {
     let name = Path::new(spec).file_name().and_then(|name| name.to_str()).with_context(|| format!("kernel {spec}"))?;
     let folder = folder()?.join(name.strip_suffix(".deb").unwrap_or(name));
-    if !folder.exists() {
+    if !has_modules(&folder, modules::WANTED) {
         let fetched = if spec.ends_with(".deb") { None } else { Some(download(spec)?) };
         let package = fetched.clone().unwrap_or_else(|| PathBuf::from(spec));
         println!("unpacking {}", package.display());
         let new = folder.with_extension(format!("new-{}", std::process::id()));
         let unpacked = unpack(&package, &new).with_context(|| format!("unpack {}", package.display()));
         // Moved into place when it is whole, so that a run that was stopped leaves nothing half done behind.
-        let moved = unpacked.and_then(|()| fs::rename(&new, &folder).context("keep the unpacked kernel"));
+        let moved = unpacked.and_then(|()| replace(&folder, &new).context("keep the unpacked kernel"));
         if moved.is_err() {
             fs::remove_dir_all(&new).with_context(|| format!("remove {}", new.display()))?;
         }
@@ -51,6 +51,21 @@ pub(crate) fn kernel(spec: &str) -> anyhow::Result<Kernel> {
         vmlinux: folder.join("vmlinux"),
         modules: folder.join("modules.cpio"),
     })
+}
+
+/// Whether `folder` holds a kernel with all these modules, or without those that it lacks: one that was unpacked when fewer
+/// were wanted doesn't.
+fn has_modules(folder: &Path, wanted: &[&str]) -> bool {
+    let unpacked_with = fs::read_to_string(folder.join("wanted")).unwrap_or_default();
+    wanted.iter().all(|name| unpacked_with.lines().any(|line| line == *name))
+}
+
+/// Puts the folder `new` in the place of `folder`.
+fn replace(folder: &Path, new: &Path) -> std::io::Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::rename(new, folder)
 }
 
 /// Where kernels are kept.
@@ -119,6 +134,7 @@ fn unpack(package: &Path, folder: &Path) -> anyhow::Result<()> {
     write(&folder.join("vmlinux"), &bzimage::vmlinux(&image)?)?;
     write(&folder.join("modules.cpio"), &module_archive(&tree, folder, &release)?)?;
     write(&folder.join("release"), release.as_bytes())?;
+    write(&folder.join("wanted"), modules::WANTED.join("\n").as_bytes())?;
     fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))
 }
 
@@ -183,5 +199,17 @@ mod tests {
         let names =
             ["linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-10-cloud-amd64"];
         assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
+    }
+
+    #[test]
+    fn a_kernel_that_was_unpacked_with_fewer_modules_is_unpacked_again() {
+        let folder = std::env::temp_dir().join(format!("tombolo-image-{}", std::process::id()));
+        assert!(!has_modules(&folder, &["veth"]), "there is none");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("wanted"), "veth\nbridge").unwrap();
+        let has =
+            [&["veth", "bridge"][..], &["bridge"], &["veth", "sch_netem"]].map(|wanted| has_modules(&folder, wanted));
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(has, [true, true, false]);
     }
 }

@@ -28,6 +28,8 @@ pub(crate) const WANTED: &[&str] = &[
     "nft_numgen",
     "nft_hash",
     "nft_socket",
+    // Clusters that go dark: without it no rule of the bridge family can ask for a protocol or a link.
+    "nft_meta_bridge",
     // What `ss` and tests ask about sockets, and a protocol that isn't translated.
     "inet_diag",
     "tcp_diag",
