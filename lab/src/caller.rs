@@ -4,7 +4,8 @@
 //! what one sees that does. Those that open a connection for each request keep their rate whatever becomes of the
 //! earlier ones; the others have one request under way at a time on each of their connections.
 //!
-//! On SIGUSR1 those under way are told as unfinished so far, and told again when they end.
+//! On SIGUSR1 those under way are told as unfinished so far, and told again when they end. On SIGUSR2 no new ones are begun,
+//! and the caller ends with the last one.
 //!
 //! What the attempts amount to is [`crate::attempts`]'s business.
 
@@ -45,6 +46,8 @@ pub enum Kind {
     NewConnections,
     /// HTTP/1.1, each connection for as long as it works.
     KeepAlive,
+    /// HTTP/1.1, all connections opened at the beginning and asked at the same moments, with nothing sent in between.
+    Idle,
     /// HTTP/2, one long call on each connection, messages both ways.
     Stream,
     /// HTTP/2, one long call on each connection; only the server sends, one message a second.
@@ -160,6 +163,8 @@ struct Log<W: Write> {
     /// When attempts began that are under way, and whether they are retries.
     under_way: RefCell<BTreeMap<u64, (Duration, bool)>>,
     stop: watch::Receiver<bool>,
+    /// Whether nothing new is to be begun; a stop is that too.
+    enough: watch::Receiver<bool>,
 }
 
 /// Calls until SIGTERM; tells of each attempt on `out`, the last ones unfinished.
@@ -167,8 +172,11 @@ pub async fn run(options: Options, out: impl Write + 'static) -> Result<()> {
     ensure!(options.rate > 0 && options.connections > 0, "rate and connections have to be at least 1");
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut asked = signal(SignalKind::user_defined1()).context("listen for SIGUSR1")?;
+    let mut told_enough = signal(SignalKind::user_defined2()).context("listen for SIGUSR2")?;
     let (stop, stopped) = watch::channel(false);
-    let log = Rc::new(Log { out: RefCell::new(BufWriter::new(out)), under_way: RefCell::default(), stop: stopped });
+    let (enough, had_enough) = watch::channel(false);
+    let out = RefCell::new(BufWriter::new(out));
+    let log = Rc::new(Log { out, under_way: RefCell::default(), stop: stopped, enough: had_enough });
     let calling = LocalSet::new();
     calling.spawn_local(call_all(options, log.clone()));
     let telling = log.clone();
@@ -179,9 +187,14 @@ pub async fn run(options: Options, out: impl Write + 'static) -> Result<()> {
                 tokio::select! {
                     _ = terminate.recv() => break,
                     _ = asked.recv() => telling.note_under_way()?,
+                    _ = told_enough.recv() => { enough.send_replace(true); }
                     _ = tell.tick() => telling.flush()?,
                 }
+                if *enough.borrow() && telling.under_way.borrow().is_empty() {
+                    break;
+                }
             }
+            enough.send_replace(true);
             stop.send_replace(true);
             anyhow::Ok(())
         })
@@ -195,7 +208,7 @@ async fn call_all<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
     match options.kind {
         Kind::NewConnections => open_loop(options, log, http::KeepAlive::default).await,
         Kind::LargeAnswers => open_loop(options, log, http::KeepAlive::large).await,
-        Kind::KeepAlive => sessions(options, log, http::KeepAlive::default),
+        Kind::KeepAlive | Kind::Idle => sessions(options, log, http::KeepAlive::default),
         Kind::Stream => sessions(options, log, stream::Stream::sending),
         Kind::WaitingStream => sessions(options, log, stream::Stream::waiting),
         Kind::ConnectedUdp => sessions(options, log, udp::Socket::connected),
@@ -207,11 +220,11 @@ async fn call_all<W: Write + 'static>(options: Options, log: Rc<Log<W>>) {
 async fn open_loop<W: Write + 'static>(options: Options, log: Rc<Log<W>>, open: fn() -> http::KeepAlive) {
     let mut pace = interval(Duration::from_secs(1) / options.rate);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut stop = log.stop.clone();
+    let mut enough = log.enough.clone();
     for &target in options.targets.iter().cycle() {
         tokio::select! {
             _ = pace.tick() => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = enough.wait_for(|enough| *enough) => return,
         }
         let (log, limit) = (log.clone(), Duration::from_millis(options.timeout_ms));
         spawn_local(async move { request(&mut open(), target, limit, &log).await });
@@ -222,10 +235,11 @@ async fn open_loop<W: Write + 'static>(options: Options, log: Rc<Log<W>>, open: 
 fn sessions<W: Write + 'static, S: Session + 'static>(options: Options, log: Rc<Log<W>>, open: impl Fn() -> S) {
     let pause = Duration::from_secs(1) * options.connections / options.rate;
     for (number, &target) in (0..options.connections).zip(options.targets.iter().cycle()) {
-        let mut pace = interval_at(Instant::now() + pause * number / options.connections, pause);
+        let turn = if options.kind == Kind::Idle { Duration::ZERO } else { pause * number / options.connections };
+        let mut pace = interval_at(Instant::now() + turn, pause);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut session = open();
-        let (log, mut stop) = (log.clone(), log.stop.clone());
+        let (log, mut enough) = (log.clone(), log.enough.clone());
         let waits = options.kind == Kind::WaitingStream;
         let limit = if waits { Duration::MAX } else { Duration::from_millis(options.timeout_ms) };
         spawn_local(async move {
@@ -233,7 +247,7 @@ fn sessions<W: Write + 'static, S: Session + 'static>(options: Options, log: Rc<
                 tokio::select! {
                     _ = pace.tick(), if !waits => {}
                     () = std::future::ready(()), if waits => {}
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    _ = enough.wait_for(|enough| *enough) => return,
                 }
                 if !request(&mut session, target, limit, &log).await {
                     return;

@@ -12,12 +12,14 @@
 mod agent;
 mod caller;
 mod client;
+mod netem;
 mod outage;
 mod pod;
 
 pub use agent::Agent;
 pub use caller::{Caller, Calls};
 pub use client::{Client, Load};
+pub use netem::Impairment;
 pub use pod::Pod;
 
 use crate::{
@@ -146,6 +148,16 @@ impl Clusters {
             }
         }
         Ok(all)
+    }
+
+    /// Starts an agent, not yet ready, on the node of the client of `cluster` alone: for clusters built without agents.
+    pub fn start_client_agent(&mut self, cluster: &str, program: PathBuf) -> Result<()> {
+        let programs = Programs { agent: Some(program), ..self.programs.clone() };
+        let cluster = self.cluster_mut(cluster);
+        let name = cluster.client().node().to_owned();
+        let node = cluster.nodes.iter_mut().find(|each| each.name == name).expect("pods are on nodes");
+        node.agent = Some(Agent::new(&programs, cluster.name, node, &cluster.folder, &cleanup::folder()?)?);
+        Ok(())
     }
 
     /// Gives every node and the gateway routes to the pods on all the others, and to private pods only inside a

@@ -119,8 +119,17 @@ impl Caller {
 
     /// Has it end; what was under way is told as unfinished.
     pub fn stop(&mut self) -> Result<()> {
-        self.process.signal(Signal::SIGTERM)?;
-        let status = self.process.wait(PATIENCE)?;
+        self.end_by(Signal::SIGTERM, PATIENCE)
+    }
+
+    /// Has it begin nothing new, and waits until what was under way has ended, for at most `within`.
+    pub fn finish(&mut self, within: Duration) -> Result<()> {
+        self.end_by(Signal::SIGUSR2, within)
+    }
+
+    fn end_by(&mut self, signal: Signal, within: Duration) -> Result<()> {
+        self.process.signal(signal)?;
+        let status = self.process.wait(within)?;
         let status = status.with_context(|| format!("the caller \"{}\" does not end", self.label))?;
         ensure!(status.success(), "the caller \"{}\" ended with {status}", self.label);
         match self.reader.take() {
