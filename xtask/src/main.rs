@@ -43,7 +43,8 @@ enum Task {
     /// Run a command in a QEMU guest, as root there, and end with its status.
     Guest(kernels::GuestArgs),
     /// Measure: `bench connect` is the kernel run time of each hook, `bench failover` what connections see of a cluster
-    /// that dies, `bench marking` how soon a verdict is heeded, `bench goals` what has to hold for minutes. Needs root.
+    /// that dies, `bench loss` what they see of lost SYNs, `bench marking` how soon a verdict is heeded, `bench goals` what has
+    /// to hold for minutes. Needs root, or with `--guest KERNEL` QEMU.
     Bench(bench::Args),
     /// Check format, lints on both targets, licences and sources of crates.
     Check(check::Args),
