@@ -9,6 +9,7 @@ mod check;
 mod demo;
 mod guest;
 mod kernels;
+mod kube;
 mod packages;
 mod process;
 mod report;
@@ -42,6 +43,8 @@ enum Task {
     Kernels(kernels::Args),
     /// Run a command in a QEMU guest, as root there, and end with its status.
     Guest(kernels::GuestArgs),
+    /// Three real Kubernetes clusters on this machine, with nodes and pods. Needs root, and Go the first time.
+    Kube(kube::Args),
     /// Measure: `bench connect` is the kernel run time of each hook, `bench failover` what connections see of a cluster
     /// that dies, `bench loss` what they see of lost SYNs, `bench marking` how soon a verdict is heeded, `bench goals` what has
     /// to hold for minutes. Needs root, or with `--guest KERNEL` QEMU.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
             Ok(status) => return ExitCode::from(status),
             Err(error) => Err(error),
         },
+        Task::Kube(args) => kube::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Check(args) => check::main(&args),
     };

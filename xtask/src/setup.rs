@@ -4,6 +4,7 @@
 //! nothing is missing is left in less than a tenth of a second.
 
 use crate::{
+    kube::node,
     packages::{self, Item},
     process::{find, output, run},
     toolchain::{CHANNEL, COMPONENTS, LLVM, cache, cargo, root, sysroot},
@@ -20,6 +21,8 @@ pub(crate) enum Need {
     Lab,
     /// QEMU, and what a guest is made of.
     Guests,
+    /// What the nodes of real clusters are made of, besides Kubernetes itself.
+    Kubernetes,
     /// cargo-deny, which judges licences and sources of crates.
     Deny,
 }
@@ -59,6 +62,11 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         CARGO_DENY.build(&mut cargo(), &[])?;
     }
     Ok(())
+}
+
+/// Installs the packages of `needs`, for tasks that take no Rust toolchain.
+pub(crate) fn ensure_packages(needs: &[Need]) -> anyhow::Result<()> {
+    packages::ensure(needs.iter().flat_map(|need| tools(*need)).collect())
 }
 
 /// Where bpf-linker lies, once [`ensure`] has seen to it.
@@ -109,6 +117,15 @@ fn tools(need: Need) -> Vec<Item> {
             Item::new("zstd", "zstd", "unpacks kernels"),
             Item::new("lz4", "lz4", "unpacks kernels"),
             Item::new("xz", "xz-utils", "unpacks kernel modules"),
+        ],
+        Need::Kubernetes => vec![
+            Item::new("ip", "iproute2", "the network between the nodes"),
+            Item::new("openssl", "openssl", "certificates"),
+            Item::new("containerd", "containerd", "runs containers on the nodes"),
+            Item::new("runc", "runc", "runs containers on the nodes"),
+            Item::new(node::plugin(), "containernetworking-plugins", "the pods' network"),
+            Item::new("iptables", "iptables", "kube-proxy's rules"),
+            Item::new("busybox", "busybox-static", "user space of pods"),
         ],
     }
 }
