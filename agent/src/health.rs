@@ -59,6 +59,7 @@ mod canaries;
 mod changed;
 mod checks;
 pub mod driver;
+mod findings;
 pub mod gateways;
 mod hz;
 mod judge;
@@ -76,9 +77,10 @@ mod view;
 
 pub use self::{
     changed::{Changed, Judged},
+    findings::Findings,
     hz::Hz,
     used::{Used, UsedBackend, UsedCluster, local_addresses},
-    view::{CanaryView, ClusterView, PathView},
+    view::{CanaryView, ClusterView, PathView, View},
 };
 
 use self::{
@@ -116,7 +118,7 @@ pub trait Signs {
 /// Something that the kernel reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A connect to a backend failed, and the kernel leaves the backend out for a while.
+    /// A connect to a backend failed.
     Failed {
         /// Index in `BACKENDS`.
         backend: u32,
@@ -124,6 +126,11 @@ pub enum Event {
         generation: u32,
         /// How.
         failure: Failure,
+    },
+    /// A backend is left out for a while because of that. Nothing more follows from it: its failure was told too.
+    Ejected {
+        /// For all, because a second pod met a failure; else for the pod that met it.
+        for_all: bool,
     },
     /// A connection to a backend that was left out was established.
     Recovered {
@@ -147,6 +154,8 @@ impl Event {
         match kind {
             abi::event::REFUSED => failed(Failure::Refused),
             abi::event::UNANSWERED => failed(Failure::Unanswered),
+            abi::event::EJECTED => Some(Self::Ejected { for_all: false }),
+            abi::event::CONFIRMED => Some(Self::Ejected { for_all: true }),
             abi::event::RECOVERED => Some(Self::Recovered { backend, generation }),
             abi::event::SUSPECT => Some(Self::Suspect { cluster }),
             _ => None,
@@ -342,6 +351,7 @@ impl Health {
                     self.checks.got_through(backend, generation, now);
                 }
             }
+            Event::Ejected { .. } => {}
             Event::Suspect { cluster } => self.suspect(cluster, None, signs, now),
         }
     }

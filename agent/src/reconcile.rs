@@ -11,7 +11,7 @@ mod writer;
 use crate::{
     control::Asked,
     datapath::{Kernel, pins::Pins, probe},
-    health::{Changed, ClusterView, driver::Fact, gateways},
+    health::{Changed, View, driver::Fact, gateways},
     model::{Model, ObjectName, Place},
     report::Question,
     resolve::{Conditions, resolve},
@@ -116,7 +116,7 @@ impl Reconciler {
         cgroup: PathBuf,
         kernel: Kernel,
         facts: mpsc::Sender<Fact>,
-        views: watch::Receiver<Vec<ClusterView>>,
+        views: watch::Receiver<View>,
         waits: &Waits,
     ) -> anyhow::Result<Self> {
         let capacity = kernel.capacity;

@@ -11,7 +11,7 @@ pub use learned::{ClusterRow, Ejected, Learned, Suspect, seconds};
 
 use crate::{
     datapath::{Counts, probe},
-    health::ClusterView,
+    health::{ClusterView, Findings},
     model::{ClusterName, ObjectName},
     tables::{DesiredService, Installed, cluster_name},
 };
@@ -77,6 +77,8 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// How often the tables were found to hold something else than this agent wrote; unknown once the agent is gone.
     pub drift: Option<u64>,
+    /// What this agent found out since it started, and how often; unknown once it is gone.
+    pub findings: Option<Findings>,
 }
 
 /// Where an agent stands.

@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn attempt(began: u64, end: End) -> Attempt {
-        Attempt { retry: false, began: at(began), connect: None, took: at(1), end }
+        Attempt { retry: false, began: at(began), connect: None, took: at(1), pod: None, end }
     }
 
     fn answered(cluster: &str) -> End {

@@ -91,6 +91,10 @@ pub struct Attempt {
     pub connect: Option<Connect>,
     /// How long all of it took.
     pub took: Duration,
+    /// The pod that it talked to: the one that answered, or, if nobody did, the one that had answered before on the same
+    /// connection or socket. None if that was new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
     /// What came of it.
     pub end: End,
 }
@@ -135,14 +139,16 @@ trait Session {
     /// Sends one request and waits for its answer; first opens what isn't open. It may be dropped half-way.
     async fn call(&mut self, dial: &mut Dial) -> Result<Reply>;
 
+    /// The pod that has answered on what is open.
+    fn pod(&self) -> Option<&str>;
+
     /// Drops what an attempt has left that failed.
     fn reset(&mut self);
 }
 
 /// An answer.
 struct Reply {
-    /// The cluster that gave it.
-    cluster: String,
+    answer: Answer,
     /// Whether the socket showed another peer than was dialled.
     other_peer: bool,
 }
@@ -287,15 +293,16 @@ async fn attempt(
         _ = stop.wait_for(|stop| *stop) => None,
     };
     let end = match ended {
-        Some(Ok(Ok(reply))) if reply.other_peer => End::OtherPeer(reply.cluster),
-        Some(Ok(Ok(reply))) => End::Answered(reply.cluster),
+        Some(Ok(Ok(reply))) if reply.other_peer => End::OtherPeer(reply.answer.cluster),
+        Some(Ok(Ok(reply))) => End::Answered(reply.answer.cluster),
         Some(Ok(Err(error))) => End::Failed(format!("{target}: {error:#}")),
         Some(Err(_)) => End::Failed(format!("{target}: no answer within {} ms", limit.as_millis())),
         None => End::Unfinished,
     };
     let given_up = |began: Instant| Connect { took: began.elapsed(), done: false };
     let connect = dial.began.map(|began| dial.ended.unwrap_or_else(|| given_up(began)));
-    Attempt { retry, began, connect, took: begin.elapsed(), end }
+    let pod = session.pod().map(str::to_owned);
+    Attempt { retry, began, connect, took: begin.elapsed(), pod, end }
 }
 
 impl Dial {
@@ -340,7 +347,8 @@ impl<W: Write> Log<W> {
     fn note_under_way(&self) -> Result<()> {
         let now = now()?;
         for &(began, retry) in self.under_way.borrow().values() {
-            self.note(&Attempt { retry, began, connect: None, took: now - began, end: End::Unfinished })?;
+            let (took, end) = (now - began, End::Unfinished);
+            self.note(&Attempt { retry, began, connect: None, took, pod: None, end })?;
         }
         self.flush()
     }
@@ -356,7 +364,6 @@ impl<W: Write> Log<W> {
     }
 }
 
-/// The cluster that gave the answer `json`.
-fn cluster(json: &[u8]) -> Result<String> {
-    Ok(serde_json::from_slice::<Answer>(json).context("understand the answer")?.cluster)
+fn answer(json: &[u8]) -> Result<Answer> {
+    serde_json::from_slice(json).context("understand the answer")
 }

@@ -2,16 +2,18 @@
 //! until all was well again.
 //!
 //! The list is that of the acceptance goals as far as one machine and manifests go. Nothing is lost if no request
-//! failed in spite of one retry; where a fault leaves callers no way at all, it says so.
+//! failed in spite of one retry; where a fault leaves callers no way at all, it says whom, and [`bounds`] how much that may be.
 
 mod agent;
+mod bounds;
 mod ground;
 mod kernel;
 mod manifests;
 mod network;
 
-use crate::{attempts::Figures, caller::Kind, cgroup, netns::need_root, report::now};
+use crate::{attempts::Figures, cgroup, netns::need_root, report::now};
 use anyhow::{Context, Result, ensure};
+use bounds::{Toll, excess};
 use ground::Ground;
 use serde::Serialize;
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
@@ -34,20 +36,8 @@ struct Healed {
     shown: Option<Duration>,
     healed: Duration,
     note: String,
-    loses: Loses,
-}
-
-/// What a fault can't but lose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Loses {
-    #[default]
-    Nothing,
-    /// Requests by UDP: nothing tells the kernel which of them failed.
-    Datagrams,
-    /// The requests that have no other way than the gateway.
-    ByGateway,
-    /// Any.
-    Requests,
+    /// What it can't but lose; nothing without one.
+    toll: Option<Toll>,
 }
 
 /// What the faults are told.
@@ -94,6 +84,8 @@ struct Outcome {
     /// Until all was well again, counted from when the fault was over.
     healed_ms: Option<u128>,
     note: String,
+    /// What was lost although it need not have been, in sentences.
+    excess: Vec<String>,
     error: Option<String>,
     /// By kind of caller.
     kinds: BTreeMap<String, Figures>,
@@ -151,19 +143,11 @@ fn strike(ground: &mut Ground, fault: &'static Fault) -> Result<Outcome> {
         Ok(healed) => (healed, None),
         Err(error) => (Healed::default(), Some(format!("{error:#}"))),
     };
-    let lost = match healed.loses {
-        Loses::Nothing => figures.failed_with_retry + lost_by_gateway,
-        Loses::Datagrams => {
-            let datagrams = by_kind.get(&Kind::ConnectedUdp.to_string()).map_or(0, |kind| kind.failed_with_retry);
-            figures.failed_with_retry - datagrams + lost_by_gateway
-        }
-        Loses::ByGateway => figures.failed_with_retry,
-        Loses::Requests => 0,
-    };
+    let excess = excess(healed.toll.as_ref(), struck, &attempts, &by_gateway);
     Ok(Outcome {
         name: fault.name,
         strikes: fault.strikes,
-        passed: error.is_none() && lost == 0 && figures.requests > 0,
+        passed: error.is_none() && excess.is_empty() && figures.requests > 0,
         requests: figures.requests,
         failed: figures.failed,
         failed_with_retry: figures.failed_with_retry,
@@ -172,6 +156,7 @@ fn strike(ground: &mut Ground, fault: &'static Fault) -> Result<Outcome> {
         shown_ms: healed.shown.map(|time| time.as_millis()),
         healed_ms: error.is_none().then_some(healed.healed.as_millis()),
         note: healed.note,
+        excess,
         error,
         kinds: by_kind,
     })
@@ -192,18 +177,8 @@ impl Healed {
         self
     }
 
-    fn losing_datagrams(mut self) -> Self {
-        self.loses = Loses::Datagrams;
-        self
-    }
-
-    fn losing_requests(mut self) -> Self {
-        self.loses = Loses::Requests;
-        self
-    }
-
-    fn losing_requests_by_gateway(mut self) -> Self {
-        self.loses = Loses::ByGateway;
+    fn losing(mut self, toll: Toll) -> Self {
+        self.toll = Some(toll);
         self
     }
 }
@@ -224,6 +199,9 @@ impl Outcome {
         );
         if let Some(error) = &self.error {
             println!("{:25}{error}", "");
+        }
+        for excess in &self.excess {
+            println!("{:25}{excess}", "");
         }
         if !self.passed {
             for (kind, figures) in self.kinds.iter().filter(|(_, figures)| figures.failed_with_retry > 0) {

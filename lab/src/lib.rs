@@ -27,4 +27,5 @@ pub mod nft;
 pub mod process;
 pub mod report;
 pub mod server;
+pub mod soak;
 pub mod threads;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use lab::{caller, cleanup, demo, dial, faults, load, netns, server};
+use lab::{caller, cleanup, demo, dial, faults, load, netns, server, soak};
 use std::{future::Future, io::stdout, process::ExitCode};
 
 /// Three clusters on one machine, in network namespaces
@@ -27,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Has faults strike three clusters under load, and says what was lost; needs root
     Faults(faults::Options),
+    /// Has packets between clusters get lost, and CPUs never be idle, for long, and says what agents took that for; needs root
+    Soak(soak::Options),
     /// Removes clusters that `demo --keep` left, and what killed runs left behind; needs root
     Clean,
 }
@@ -43,6 +45,10 @@ fn main() -> ExitCode {
         }),
         Command::Faults(options) => faults::run(&options).and_then(|survived| {
             ensure!(survived, "not every fault was survived");
+            Ok(())
+        }),
+        Command::Soak(options) => soak::run(&options).and_then(|passed| {
+            ensure!(passed, "not all stayed well");
             Ok(())
         }),
         Command::Clean => clean(),

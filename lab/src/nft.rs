@@ -2,7 +2,9 @@
 
 use crate::netns::Netns;
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     io::{ErrorKind, Write},
     process::{Command, Stdio},
 };
@@ -34,4 +36,17 @@ pub fn clear(netns: &Netns) -> Result<()> {
 pub fn remove_table(netns: &Netns, table: &str) -> Result<()> {
     // Adding first makes sure that there is something to delete.
     apply(netns, &format!("add table {table}\ndelete table {table}"))
+}
+
+/// Packets that the named counters of the table `table` (its family and name) have seen.
+pub fn counters(netns: &Netns, table: &str) -> Result<BTreeMap<String, u64>> {
+    let mut command = Command::new("nft");
+    command.args(["-j", "list", "counters", "table"]).args(table.split(' '));
+    let output = netns.run(|| command.output())?.context("run nft")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "nft lists no counters of {table} in {}: {}", netns.label(), complaint.trim());
+    let listed: Value = serde_json::from_slice(&output.stdout).context("understand what nft lists")?;
+    let counters = listed["nftables"].as_array().into_iter().flatten().filter_map(|entry| entry.get("counter"));
+    let counter = |entry: &Value| Some((entry["name"].as_str()?.to_owned(), entry["packets"].as_u64()?));
+    Ok(counters.filter_map(counter).collect())
 }

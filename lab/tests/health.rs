@@ -16,7 +16,7 @@ use tokio::{
 };
 use tombolo::{
     health::{
-        Changed, ClusterView, Outcome, Probe, Signs, Used, UsedBackend, UsedCluster,
+        Changed, Outcome, Probe, Signs, Used, UsedBackend, UsedCluster, View,
         driver::{Driver, Fact},
         prober,
     },
@@ -144,10 +144,11 @@ fn a_cluster_that_vanishes_goes_down_and_comes_back_and_if_all_do_nothing_change
     run_in(&world.agent, async || {
         let (facts, received) = mpsc::channel(8);
         let (changed, mut changes) = watch::channel(Changed::default());
-        let (views, mut seen) = watch::channel(Vec::new());
+        let (views, mut seen) = watch::channel(View::default());
         let driver = tokio::spawn(Driver::new(1, Blind, received, changed, views).run());
         facts.send(Fact::Used(world.used())).await?;
-        let all_count = |views: &Vec<ClusterView>| {
+        let all_count = |view: &View| {
+            let views = &view.clusters;
             let mut canaries = views.iter().flat_map(|view| &view.paths).flat_map(|path| &path.canaries);
             views.len() == 3 && canaries.all(|canary| canary.counts)
         };
@@ -178,7 +179,7 @@ fn a_cluster_that_vanishes_goes_down_and_comes_back_and_if_all_do_nothing_change
         // Until it is whole again, and nothing is on its way any more.
         timeout(PATIENCE, changes.wait_for(|changed| changed.ramps.is_empty())).await??;
         nft::apply(&world.agent, WALL)?;
-        let held = |views: &Vec<ClusterView>| views.iter().filter(|view| view.held.is_some()).count() == 2;
+        let held = |view: &View| view.clusters.iter().filter(|view| view.held.is_some()).count() == 2;
         let began = Instant::now();
         timeout(PATIENCE, seen.wait_for(held)).await??;
         println!("alarm {:?} after all was dark", began.elapsed());
@@ -186,6 +187,8 @@ fn a_cluster_that_vanishes_goes_down_and_comes_back_and_if_all_do_nothing_change
         assert!(are([false; 3])(&changes.borrow()));
         assert!(changes.borrow().dead.is_empty());
 
+        let findings = seen.borrow().findings;
+        assert_eq!((findings.clusters_down, findings.backends_dead), (1, 0), "{findings:?}");
         drop(facts);
         timeout(PATIENCE, driver).await??
     })

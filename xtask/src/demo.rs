@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
 /// Builds everything and becomes the demo.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
-    let mut demo = lab("demo")?;
+    let mut demo = lab("demo", false)?;
     demo.args(args.scenes.iter().flat_map(|scene| ["--scene", scene]));
     demo.args(args.json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));
     demo.args(args.keep.then_some("--keep"));
@@ -37,28 +37,30 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
 
 /// Builds everything and becomes the lab that has faults strike its clusters: those called `faults`, or all.
 pub(crate) fn faults(faults: &[String], json: Option<&Path>) -> anyhow::Result<()> {
-    let mut lab = lab("faults")?;
+    let mut lab = lab("faults", false)?;
     lab.args(faults.iter().flat_map(|fault| ["--fault", fault]));
     lab.args(json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));
     become_it(lab)
 }
 
-/// What the lab, built anew, does as `what`, with the agent that was built along with it.
-fn lab(what: &str) -> anyhow::Result<Command> {
+/// What the lab, built anew, does as `what`, with the agent that was built along with it: as they are released, or for
+/// debugging, which takes less time to build and more to run.
+pub(crate) fn lab(what: &str, release: bool) -> anyhow::Result<Command> {
     setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
     let needs = "the lab makes network namespaces and loads programs into the kernel: run it as root";
     let root_prefix = root_prefix()?.context(needs)?;
     build_ebpf::build(false)?;
     let built = root().join("target");
     let packages = ["build", "--package", "tombolo", "--bin", "tombolo", "--package", "lab", "--bin", "lab"];
-    run(cargo().args(packages).arg("--target-dir").arg(&built))?;
-    let mut lab = prefixed(&root_prefix, built.join("debug/lab"));
-    lab.arg(what).arg("--agent").arg(built.join("debug/tombolo"));
+    run(cargo().args(packages).args(release.then_some("--release")).arg("--target-dir").arg(&built))?;
+    let programs = built.join(if release { "release" } else { "debug" });
+    let mut lab = prefixed(&root_prefix, programs.join("lab"));
+    lab.arg(what).arg("--agent").arg(programs.join("tombolo"));
     Ok(lab)
 }
 
 /// Replaces this program: signals reach the new one directly, and its exit status is this program's.
-fn become_it(mut command: Command) -> anyhow::Result<()> {
+pub(crate) fn become_it(mut command: Command) -> anyhow::Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("run {}", text(&command)))
 }

@@ -14,6 +14,7 @@ mod packages;
 mod process;
 mod report;
 mod setup;
+mod soak;
 mod test;
 mod toolchain;
 
@@ -49,6 +50,9 @@ enum Task {
     /// that dies, `bench loss` what they see of lost SYNs, `bench marking` how soon a verdict is heeded, `bench goals` what has
     /// to hold for minutes. Needs root, or with `--guest KERNEL` QEMU.
     Bench(bench::Args),
+    /// Lose packets between three clusters for an hour, and keep the CPUs busy for ten minutes, under load: nothing may be
+    /// taken for dead. Needs root.
+    Soak(soak::Args),
     /// Check format, lints on both targets, licences and sources of crates.
     Check(check::Args),
 }
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         },
         Task::Kube(args) => kube::main(&args),
         Task::Bench(args) => bench::main(&args),
+        Task::Soak(args) => soak::main(&args),
         Task::Check(args) => check::main(&args),
     };
     match done {

@@ -4,7 +4,7 @@ use crate::{
     control::Socket,
     datapath::{Events, Kernel, cgroup, pins::Pins, preflight, probe},
     health::{
-        Changed, Event,
+        Changed, Event, View,
         driver::{Driver, Fact},
     },
     model::{ClusterName, Place},
@@ -133,7 +133,7 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     runtime.context("start the runtime")?.block_on(async {
         let (facts, told) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(Changed::default());
-        let (shown, views) = watch::channel(Vec::new());
+        let (shown, views) = watch::channel(View::default());
         let driver = Driver::new(seed(&place.node), kernel.signs()?, told, changed, shown);
         let events = kernel.events()?;
         let reconciler = Reconciler::new(place, pins, cgroup, kernel, facts.clone(), views, &waits)?;

@@ -3,6 +3,7 @@
 use super::{AskArgs, Output, lines, print_json, say};
 use crate::{
     datapath::{EGRESS, HOOKS, KernelMaps, attached_by_pins, cgroup, pins::Pins},
+    health::Findings,
     report::{self, Agent, ClusterRow, Question, Status, Suspect, Tally, seconds},
     tables::Installed,
 };
@@ -61,6 +62,7 @@ fn from_pins(args: &AskArgs, maps: &KernelMaps, installed: &Installed) -> anyhow
         ejected: report::count_ejected(installed, &states),
         counters: report::counters(maps.counts()?),
         drift: None,
+        findings: None,
     })
 }
 
@@ -73,6 +75,23 @@ fn cluster(name: &str, row: &ClusterRow) -> String {
     let health = health
         .map(|it| if it.share < 100 { format!(", {} ({} %)", it.state, it.share) } else { format!(", {}", it.state) });
     format!("{name} {}{}{}", row.verdict, health.unwrap_or_default(), suspect.unwrap_or_default())
+}
+
+/// As in `clusters down 1, backends ejected 3`: what never happened is left out.
+fn found(findings: Findings) -> String {
+    let counts = [
+        (findings.clusters_down, "clusters down"),
+        (findings.paths_down, "paths down"),
+        (findings.backends_dead, "backends dead"),
+        (findings.clusters_suspect, "clusters suspect"),
+        (findings.unanswered, "connects unanswered"),
+        (findings.refused, "refused"),
+        (findings.ejected, "backends ejected"),
+        (findings.ejected_for_all, "for all"),
+        (findings.recovered, "recovered"),
+    ];
+    let found = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{what} {count}"));
+    found.collect::<Vec<_>>().join(", ")
 }
 
 fn print(status: &Status) -> anyhow::Result<()> {
@@ -113,6 +132,9 @@ fn print(status: &Status) -> anyhow::Result<()> {
     rows.add_row(["counters", &counters.join(", ")]);
     if let Some(drift) = status.drift.filter(|drift| *drift > 0) {
         rows.add_row(["drift", &format!("tables altered by somebody else, and mended: {drift} times")]);
+    }
+    if let Some(findings) = status.findings.map(found).filter(|found| !found.is_empty()) {
+        rows.add_row(["since start", &findings]);
     }
     say(rows)?;
     for problem in &status.problems {

@@ -1,6 +1,6 @@
 //! Runs [`Health`]: hands it the time, facts and probes' outcomes, and tells others what it decides.
 
-use super::{Changed, ClusterView, Event, Health, Signs, Used, prober, uplink::Uplink};
+use super::{Changed, ClusterView, Event, Findings, Health, Signs, Used, View, prober, uplink::Uplink};
 use crate::model::{ClusterName, PeerState};
 use anyhow::Context;
 use std::{
@@ -36,10 +36,11 @@ pub struct Driver<S> {
     signs: S,
     facts: mpsc::Receiver<Fact>,
     changed: watch::Sender<Changed>,
-    views: watch::Sender<Vec<ClusterView>>,
+    views: watch::Sender<View>,
     peers: BTreeMap<ClusterName, PeerState>,
     /// What was last logged of each path.
     told: BTreeMap<(String, String), String>,
+    findings: Findings,
     shown: Option<Instant>,
 }
 
@@ -51,10 +52,10 @@ impl<S: Signs> Driver<S> {
         signs: S,
         facts: mpsc::Receiver<Fact>,
         changed: watch::Sender<Changed>,
-        views: watch::Sender<Vec<ClusterView>>,
+        views: watch::Sender<View>,
     ) -> Self {
-        let (peers, told) = (BTreeMap::new(), BTreeMap::new());
-        Self { health: Health::new(seed), signs, facts, changed, views, peers, told, shown: None }
+        let (peers, told, findings) = (BTreeMap::new(), BTreeMap::new(), Findings::default());
+        Self { health: Health::new(seed), signs, facts, changed, views, peers, told, findings, shown: None }
     }
 
     /// Runs until nobody sends facts any more.
@@ -99,6 +100,7 @@ impl<S: Signs> Driver<S> {
             Fact::Events(events) => {
                 let now = Instant::now();
                 for event in events {
+                    self.findings.event(event);
                     self.health.event(event, &self.signs, now);
                 }
             }
@@ -122,22 +124,23 @@ impl<S: Signs> Driver<S> {
         let is_new = self.changed.send_if_modified(|known| {
             let is_new = *known != changed;
             if is_new {
+                self.findings.decided(known, &changed);
                 *known = changed;
             }
             is_new
         });
         if is_new || self.shown.is_none_or(|shown| now.saturating_duration_since(shown) >= SHOW) {
             self.shown = Some(now);
-            let view = self.health.view(now);
-            self.log(&view);
-            self.views.send_replace(view);
+            let clusters = self.health.view(now);
+            self.log(&clusters);
+            self.views.send_replace(View { clusters, findings: self.findings });
         }
     }
 
     /// What an operator follows: paths that go down, are held or come back.
-    fn log(&mut self, view: &[ClusterView]) {
+    fn log(&mut self, clusters: &[ClusterView]) {
         let mut told = BTreeMap::new();
-        for cluster in view {
+        for cluster in clusters {
             for path in &cluster.paths {
                 let key = (cluster.name.clone(), path.path.clone());
                 let before = self.told.get(&key).map_or("up", String::as_str);

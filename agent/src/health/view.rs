@@ -1,12 +1,21 @@
 //! Health for people.
 
-use super::{Health, Held, path::PathHealth, ramp};
+use super::{Findings, Health, Held, path::PathHealth, ramp};
 use crate::model::{ClusterName, Path, PeerState};
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
+
+/// What is known of all clusters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// How they are, by name.
+    pub clusters: Vec<ClusterView>,
+    /// What was found out since the agent started.
+    pub findings: Findings,
+}
 
 /// What is known of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

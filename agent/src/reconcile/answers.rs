@@ -78,7 +78,7 @@ impl Reconciler {
         let refused = refused.into_iter().map(|reason| format!("services refused: {reason}"));
         let pods = self.writer.refused_pods();
         let pods = (pods > 0).then(|| format!("no room for {pods} pods that ought to be left alone"));
-        let held = self.judging.views().into_iter();
+        let held = self.judging.view().clusters.into_iter();
         let held = held.filter_map(|view| Some(format!("cluster {} does not answer, but {}", view.name, view.held?)));
         let udp = self.refusing.fault();
         let udp = udp.map(|reason| format!("connected UDP sockets of lost backends are not refused: {reason}"));
@@ -97,7 +97,7 @@ impl Reconciler {
 
     fn status(&self) -> anyhow::Result<report::Status> {
         let (kernel, installed) = (&self.writer.datapath, self.writer.installed());
-        let (faults, states) = (self.faults(), kernel.maps.learned()?);
+        let (faults, states, view) = (self.faults(), kernel.maps.learned()?, self.judging.view());
         let ready = faults.is_empty();
         let verified: BTreeMap<_, _> = kernel.verified.iter().cloned().collect();
         let hook = |attached: &crate::datapath::Attached| report::Hook {
@@ -124,10 +124,11 @@ impl Reconciler {
             },
             backends: report::count_backends(installed),
             exempt_pods: installed.pods().len(),
-            clusters: report::clusters(installed, &states, &self.judging.views()),
+            clusters: report::clusters(installed, &states, &view.clusters),
             ejected: report::count_ejected(installed, &states),
             counters: report::counters(kernel.maps.counts()?),
             drift: Some(self.drift),
+            findings: Some(view.findings),
         })
     }
 }

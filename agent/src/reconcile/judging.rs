@@ -3,7 +3,7 @@
 use super::Reconciler;
 use crate::{
     datapath::clock,
-    health::{Changed, ClusterView, Hz, Used, driver::Fact, local_addresses},
+    health::{Changed, Hz, Used, View, driver::Fact, local_addresses},
     model::{ClusterName, PeerState},
     resolve::Conditions,
 };
@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 /// The loop's end of the lines to health.
 pub(super) struct Judging {
     facts: mpsc::Sender<Fact>,
-    views: watch::Receiver<Vec<ClusterView>>,
+    views: watch::Receiver<View>,
     /// Jiffies a second; none if that isn't known, and SYN timeouts are left to the kernel.
     hz: Option<Hz>,
     /// What was put into force last; none until health has heard what is in use.
@@ -26,7 +26,7 @@ pub(super) struct Judging {
 }
 
 impl Judging {
-    pub(super) fn new(facts: mpsc::Sender<Fact>, views: watch::Receiver<Vec<ClusterView>>) -> Self {
+    pub(super) fn new(facts: mpsc::Sender<Fact>, views: watch::Receiver<View>) -> Self {
         let hz = clock::tick().ok().and_then(Hz::of_tick);
         if hz.is_none() {
             warn!("the kernel's HZ is not known: SYN timeouts are left as they are");
@@ -34,8 +34,8 @@ impl Judging {
         Self { facts, views, hz, in_force: None, used: None, told: None, peers: BTreeMap::new() }
     }
 
-    /// What health thinks of each cluster.
-    pub(super) fn views(&self) -> Vec<ClusterView> {
+    /// What health thinks of each cluster, and what it has found out.
+    pub(super) fn view(&self) -> View {
         self.views.borrow().clone()
     }
 

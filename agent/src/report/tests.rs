@@ -190,6 +190,7 @@ fn every_document_comes_back_as_it_was_sent() {
         ejected: 0,
         counters: counters(BTreeMap::from([("refused", 1)])),
         drift: Some(0),
+        findings: None,
     };
     let again: Status = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
     assert_eq!(again, told);

@@ -1,6 +1,6 @@
 //! HTTP/1.1. A session that is used once is an application that opens a connection for each request.
 
-use super::{Dial, Reply, Session, Task, cluster};
+use super::{Dial, Reply, Session, Task, answer};
 use crate::server::stream::{LARGE, LARGE_BYTES};
 use anyhow::{Context, Result, ensure};
 use http_body_util::{BodyExt, Empty};
@@ -23,6 +23,8 @@ pub(super) struct KeepAlive {
 struct Open {
     sender: SendRequest<Empty<Bytes>>,
     other_peer: bool,
+    /// Who has answered.
+    pod: Option<String>,
     _connection: Task,
 }
 
@@ -47,7 +49,13 @@ impl Session for KeepAlive {
         ensure!(status.is_success(), "answered {status}");
         let body = response.into_body().collect().await.context("read the answer")?.to_bytes();
         ensure!(!self.large || body.len() == LARGE_BYTES, "an answer of {} bytes", body.len());
-        Ok(Reply { cluster: cluster(body.trim_ascii_end())?, other_peer: open.other_peer })
+        let answer = answer(&body)?;
+        open.pod = Some(answer.pod.clone());
+        Ok(Reply { answer, other_peer: open.other_peer })
+    }
+
+    fn pod(&self) -> Option<&str> {
+        self.open.as_ref()?.pod.as_deref()
     }
 
     fn reset(&mut self) {
@@ -61,6 +69,6 @@ impl Open {
         let (sender, connection) = handshake(TokioIo::new(stream)).await.context("begin HTTP")?;
         // Its error comes out of the request that was under way.
         let connection = Task::start(async { drop(connection.await) });
-        Ok(Self { sender, other_peer, _connection: connection })
+        Ok(Self { sender, other_peer, pod: None, _connection: connection })
     }
 }

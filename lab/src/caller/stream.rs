@@ -1,6 +1,6 @@
 //! One long call on an HTTP/2 connection, as gRPC makes them: messages are lines.
 
-use super::{Dial, Reply, Session, Task, cluster};
+use super::{Dial, Reply, Session, Task, answer};
 use crate::server::stream::{ECHO, WATCH};
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::unfold;
@@ -26,6 +26,8 @@ struct Open {
     /// What has come of the next line.
     line: Vec<u8>,
     other_peer: bool,
+    /// Who has answered.
+    pod: Option<String>,
     _connection: Task,
 }
 
@@ -51,7 +53,13 @@ impl Session for Stream {
             open.messages.send(Bytes::from_static(b"?\n")).await.context("send a message")?;
         }
         let line = open.next_line().await?;
-        Ok(Reply { cluster: cluster(&line)?, other_peer: open.other_peer })
+        let answer = answer(&line)?;
+        open.pod = Some(answer.pod.clone());
+        Ok(Reply { answer, other_peer: open.other_peer })
+    }
+
+    fn pod(&self) -> Option<&str> {
+        self.open.as_ref()?.pod.as_deref()
     }
 
     fn reset(&mut self) {
@@ -76,7 +84,8 @@ impl Open {
         let response = sender.send_request(request).await.context("begin the call")?;
         let status = response.status();
         ensure!(status.is_success(), "answered {status}");
-        Ok(Self { messages, answers: response.into_body(), line: Vec::new(), other_peer, _connection: connection })
+        let answers = response.into_body();
+        Ok(Self { messages, answers, line: Vec::new(), other_peer, pod: None, _connection: connection })
     }
 
     /// The next line, without its end.

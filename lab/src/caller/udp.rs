@@ -1,6 +1,6 @@
 //! One datagram a request, from one socket for as long as it has no error: a lost answer is none, to resolvers.
 
-use super::{Dial, Reply, Session, cluster};
+use super::{Dial, Reply, Session, answer};
 use anyhow::{Context, Result};
 use std::{
     io,
@@ -15,17 +15,19 @@ const QUERY: &[u8] = b"?";
 pub(super) struct Socket {
     connects: bool,
     open: Option<UdpSocket>,
+    /// Who has answered on it.
+    pod: Option<String>,
 }
 
 impl Socket {
     /// Connects, then sends and receives.
     pub(super) fn connected() -> Self {
-        Self { connects: true, open: None }
+        Self { connects: true, open: None, pod: None }
     }
 
     /// Names the target with each datagram.
     pub(super) fn unconnected() -> Self {
-        Self { connects: false, open: None }
+        Self { connects: false, open: None, pod: None }
     }
 
     async fn send(&mut self, target: SocketAddr) -> Result<&UdpSocket> {
@@ -34,6 +36,7 @@ impl Socket {
         {
             return Ok(self.open.insert(socket));
         }
+        self.pod = None;
         let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0)).await.context("bind")?;
         if self.connects {
@@ -61,7 +64,13 @@ impl Session for Socket {
             }
         };
         let from = if connects { socket.peer_addr().context("ask for the peer's address")? } else { from };
-        Ok(Reply { cluster: cluster(&datagram[..length])?, other_peer: from != dial.target })
+        let answer = answer(&datagram[..length])?;
+        self.pod = Some(answer.pod.clone());
+        Ok(Reply { answer, other_peer: from != dial.target })
+    }
+
+    fn pod(&self) -> Option<&str> {
+        self.pod.as_deref()
     }
 
     /// Nothing: an attempt that is given up leaves the socket as it is.

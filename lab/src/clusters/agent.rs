@@ -166,12 +166,21 @@ impl Agent {
 
     /// What `tombolo services -o json` prints; with the agent gone, from the pinned maps.
     pub fn services(&self) -> Result<Value> {
+        self.list("services")
+    }
+
+    /// What `tombolo backends -o json` prints; with the agent gone, from the pinned maps.
+    pub fn backends(&self) -> Result<Value> {
+        self.list("backends")
+    }
+
+    fn list(&self, what: &str) -> Result<Value> {
         let mut command = Command::new(&self.program);
-        command.args(["services", "-o", "json", "--socket"]).arg(&self.socket).arg("--pins").arg(&self.pins);
+        command.args([what, "-o", "json", "--socket"]).arg(&self.socket).arg("--pins").arg(&self.pins);
         let output = command.output().with_context(|| format!("run {}", self.program.display()))?;
         let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "tombolo services on {}: {}", self.node, complaint.trim());
-        serde_json::from_slice(&output.stdout).context("understand what tombolo services prints")
+        ensure!(output.status.success(), "tombolo {what} on {}: {}", self.node, complaint.trim());
+        serde_json::from_slice(&output.stdout).with_context(|| format!("understand what tombolo {what} prints"))
     }
 
     /// The share of each cluster in the first tier of the frontend `address` (TCP), as the kernel has it; none without

@@ -108,6 +108,11 @@ impl Pod {
         &self.app
     }
 
+    /// The cluster it is in.
+    pub fn cluster(&self) -> &'static str {
+        self.cluster
+    }
+
     /// The node it is on.
     pub fn node(&self) -> &str {
         &self.node

@@ -2,16 +2,18 @@
 
 use super::{
     Fault, Healed,
+    bounds::Toll,
     ground::{CALLED, Ground, HERE},
 };
 use crate::{
     addresses,
-    clusters::{GATEWAY_PORT, NAMES},
+    clusters::{GATEWAY_PORT, NAMES, Pod},
     nft,
+    report::now,
 };
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeSet, process::Command, time::Duration};
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault { name: "peer-dark", strikes: "east's packets vanish both ways, for 10 s", strike: dark },
@@ -35,6 +37,9 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// How long most of them last.
 const LASTS: Duration = Duration::from_secs(10);
+/// How likely a retry meets a pod that is dark. Each of them is left out, but tried by one connection after 0.25 s, 0.5 s and
+/// so on: 6 times in [`LASTS`], for each of 10 to 12 addresses, by one of some 2,400 connects.
+const TRIALS: f64 = 0.03;
 
 fn dark(ground: &mut Ground) -> Result<Healed> {
     ground.clusters.black_out("east")?;
@@ -62,7 +67,11 @@ fn requests_lost(ground: &mut Ground) -> Result<Healed> {
     filtered(ground, "oifname", "drop")
 }
 
-/// Some requests fail by it, of datagrams nearly one in ten in spite of a retry; but that is no reason to give a cluster up.
+/// Some requests fail by it, but that is no reason to give a cluster up.
+///
+/// A datagram's answer is lost by chance, and then that to its repetition. A connection repeats its SYN after 0.2, 0.6 and
+/// 1.4 s and its answer about as often, so within [`PATIENCE`](super::ground::PATIENCE) it fails with 2 × 0.3⁴; that the
+/// later answer begins later makes it more, not thrice as much.
 fn loss(ground: &mut Ground) -> Result<Healed> {
     drop_on_fabric(ground, "iifname", &names(&links("east")), "numgen random mod 100 < 30 drop")?;
     for _ in 0..20 {
@@ -70,7 +79,11 @@ fn loss(ground: &mut Ground) -> Result<Healed> {
         ground.trusts_all()?;
     }
     nft::clear(ground.clusters.fabric())?;
-    Ok(over(ground)?.losing_requests())
+    let pods = pods(ground, |pod| pod.cluster() == "east");
+    let fails = 6.0 * 0.3_f64.powi(4);
+    let connects = share(ground, &pods) * fails;
+    let toll = Toll { over: now()?, pods, connects, datagrams: 0.3 * 0.3, by_gateway: fails };
+    Ok(over(ground)?.losing(toll))
 }
 
 fn slow(ground: &mut Ground) -> Result<Healed> {
@@ -108,9 +121,12 @@ fn all_dark(ground: &mut Ground) -> Result<Healed> {
     for peer in peers() {
         ground.clusters.light_up(peer)?;
     }
+    let pods = pods(ground, |pod| pod.cluster() != HERE);
+    // North, with its callers, is one of those that nothing reaches.
+    let toll = Toll { over: now()?, pods, connects: TRIALS, datagrams: 1.0, by_gateway: 1.0 };
     waited?;
     kept.context("the tables without peers")?;
-    Ok(over(ground)?.losing_requests())
+    Ok(over(ground)?.losing(toll))
 }
 
 /// Whom it can't reach it can't reach; but nothing may be removed for it, and all of it has to be used at once again.
@@ -120,9 +136,12 @@ fn uplink(ground: &mut Ground) -> Result<Healed> {
     let waited = ground.pass(LASTS);
     let kept = ground.follows(&NAMES);
     ground.clusters.fabric().up(&link)?;
+    // What is on the node itself goes on.
+    let pods = pods(ground, |pod| pod.node() != link);
+    let toll = Toll { over: now()?, pods, connects: TRIALS, datagrams: 1.0, by_gateway: 0.0 };
     waited?;
     kept.context("the tables without a network")?;
-    Ok(over(ground)?.losing_requests())
+    Ok(over(ground)?.losing(toll))
 }
 
 /// The callers in west have nothing to do with it, and must not notice.
@@ -130,7 +149,8 @@ fn gateway_dark(ground: &mut Ground) -> Result<Healed> {
     drop_on_fabric(ground, "oifname", "\"east-gateway\"", "drop")?;
     ground.pass(Duration::from_secs(5))?;
     nft::clear(ground.clusters.fabric())?;
-    Ok(over(ground)?.losing_requests_by_gateway())
+    let toll = Toll { over: now()?, by_gateway: 1.0, ..Toll::default() };
+    Ok(over(ground)?.losing(toll))
 }
 
 fn gateway_moved(ground: &mut Ground) -> Result<Healed> {
@@ -165,18 +185,23 @@ fn pod_killed(ground: &mut Ground) -> Result<Healed> {
     ground.clusters.start_pod("east", "frontend", addresses::Network::Flat)?;
     ground.clusters.publish()?;
     let healed = ground.follows(&NAMES)?;
+    let toll = Toll { over: now()?, pods: BTreeSet::from([name]), datagrams: 1.0, ..Toll::default() };
     ground.pass_attempts()?;
-    Ok(Healed::after(healed).losing_datagrams())
+    Ok(Healed::after(healed).losing(toll))
 }
 
-/// Its node goes on accepting connections for it, so its callers wait; its cluster must not be given up for it.
+/// Its node goes on accepting connections for it, so its callers wait; its cluster must not be given up for it. The other
+/// pods' callers must not notice, and who tries again meets it only by chance.
 fn pod_stopped(ground: &mut Ground) -> Result<Healed> {
     let name = victim(ground)?;
     ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGSTOP)?;
     let waited = ground.pass(LASTS).and_then(|()| ground.trusts_all());
     ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGCONT)?;
+    let pods = BTreeSet::from([name]);
+    let connects = share(ground, &pods);
+    let toll = Toll { over: now()?, pods, connects, datagrams: 1.0, by_gateway: 0.0 };
     waited?;
-    Ok(over(ground)?.losing_requests())
+    Ok(over(ground)?.losing(toll))
 }
 
 /// The network is as before: until all is used again, and until what began before has ended.
@@ -225,9 +250,25 @@ fn names(links: &[String]) -> String {
     links.iter().map(|link| format!("\"{link}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// The names of the pods that are called and are such.
+fn pods(ground: &Ground, are: impl Fn(&Pod) -> bool) -> BTreeSet<String> {
+    let called = ground.clusters.iter().flat_map(|cluster| cluster.pods_of(app()));
+    called.filter(|pod| are(pod)).map(|pod| pod.name().to_owned()).collect()
+}
+
+/// The part of the called pods that these are.
+#[expect(clippy::cast_precision_loss, reason = "counts of pods are small")]
+fn share(ground: &Ground, these: &BTreeSet<String>) -> f64 {
+    these.len() as f64 / pods(ground, |_| true).len() as f64
+}
+
+/// What the called pods are pods of.
+fn app() -> &'static str {
+    CALLED.strip_suffix("-federated").unwrap_or(CALLED)
+}
+
 /// A pod in east.
 fn victim(ground: &Ground) -> Result<String> {
-    let app = CALLED.strip_suffix("-federated").unwrap_or(CALLED);
-    let pod = ground.clusters.cluster("east").pods_of(app).next().context("east has pods")?;
+    let pod = ground.clusters.cluster("east").pods_of(app()).next().context("east has pods")?;
     Ok(pod.name().to_owned())
 }

@@ -203,6 +203,7 @@ mod tests {
             began: Duration::ZERO,
             connect: Some(Connect { took: Duration::from_millis(5), done }),
             took: Duration::from_millis(9),
+            pod: None,
             end,
         };
         let failed = || End::Failed("timed out".to_owned());

@@ -145,9 +145,9 @@ pub(super) fn over<'a>(
         ("failed", of(&|seen| Some(seen.failed as f64))),
         ("failed_with_retry", of(&|seen| Some(seen.failed_with_retry as f64))),
         ("sending_lost", of(&|seen| Some(seen.sending_lost as f64))),
-        ("longest_sending_ms", of(&|seen| Some(seen.longest_sending_ms).filter(|_| seen.sending_lost > 0))),
+        ("longest_sending_ms", of(&|seen| (seen.sending_lost > 0).then_some(seen.longest_sending_ms))),
         ("waiting_lost", of(&|seen| Some(seen.waiting_lost as f64))),
-        ("last_waiting_ms", of(&|seen| Some(seen.last_waiting_ms).filter(|_| seen.waiting_lost > 0))),
+        ("last_waiting_ms", of(&|seen| (seen.waiting_lost > 0).then_some(seen.last_waiting_ms))),
         ("idle_lost", of(&|seen| seen.idle_lost.map(|lost| lost as f64))),
     ]);
     if returns {
@@ -171,6 +171,7 @@ mod tests {
             began: at(began),
             connect: None,
             took: at(took),
+            pod: None,
             end,
         };
         let (failed, answered) = (|| End::Failed("timed out".to_owned()), || End::Answered("west".to_owned()));

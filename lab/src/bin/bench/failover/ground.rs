@@ -73,7 +73,7 @@ struct Callers {
 impl Ground {
     pub(super) fn build(args: &Args) -> Result<Self> {
         let (lab, agent) = programs()?;
-        let everywhere = Some(agent.clone()).filter(|_| !args.lean);
+        let everywhere = (!args.lean).then(|| agent.clone());
         let mut clusters = Clusters::build(Programs { lab, agent: everywhere, agent_flags: Vec::new() })?;
         if args.lean {
             clusters.start_client_agent(CALLERS, agent)?;
