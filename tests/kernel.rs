@@ -41,6 +41,8 @@ mod agent_sizes;
 mod agent_unprivileged;
 #[path = "kernel/chi.rs"]
 mod chi;
+#[path = "kernel/clock.rs"]
+mod clock;
 #[path = "kernel/company.rs"]
 mod company;
 #[path = "kernel/conversations.rs"]

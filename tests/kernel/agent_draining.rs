@@ -1,6 +1,7 @@
 //! Endpoints on their way out: they take nothing new, and what they have is watched for as long as it lasts.
 
-use crate::agent_site::{Client, SOON, Site, judges_no_times, service, until};
+use crate::agent_site::{Client, Site, service};
+use crate::clock::{SOON, judges_no_times, until};
 use serde_json::Value;
 use std::{thread, time::Duration};
 

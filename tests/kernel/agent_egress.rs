@@ -1,7 +1,8 @@
 //! Connected UDP sockets whose backend goes: the agent has them connect again, and looks at their packets only as long
 //! as it has to.
 
-use crate::agent_site::{Agent, Client, SOON, Site, is_emulated, judges_no_times, patience, service, until};
+use crate::agent_site::{Agent, Client, Site, service};
+use crate::clock::{SOON, is_emulated, judges_no_times, patience, until};
 use std::{
     thread,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ const GOES: &str = "127.0.0.6:5353";
 
 /// How long the agent is told to watch, in seconds: longer than its restart takes.
 fn watch() -> u64 {
-    if is_emulated() { 30 } else { 6 }
+    if is_emulated() { 12 } else { 6 }
 }
 
 /// A site with an agent, and a client that is connected to the endpoint that goes.

@@ -2,7 +2,8 @@
 
 use crate::{
     agent_foreign::{CONNECT4, programs_on},
-    agent_site::{Agent, SOON, Site, adopted_all, is_emulated, names, patience, service, until},
+    agent_site::{Agent, Site, adopted_all, names, service},
+    clock::{SOON, is_emulated, patience, until},
 };
 use lab::cgroup::Cgroup;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};

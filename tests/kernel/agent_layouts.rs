@@ -3,9 +3,10 @@
 
 use crate::{
     agent_foreign::{CONNECT4, SOCK_OPS, link_id, pin_map, programs_on},
-    agent_site::{SOON, Site, adopted_all, judges_no_times, names, service, until},
+    agent_site::{Site, adopted_all, names, service},
+    clock::{SOON, is_emulated, judges_no_times, until},
 };
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fs, path::PathBuf, thread};
 use tombolo::datapath::HOOKS;
 use tombolo_ebpf::abi::{LAYOUT, map};
 
@@ -56,6 +57,16 @@ fn check_pins(site: &Site) {
     assert_eq!((count(site, CONNECT4), count(site, SOCK_OPS)), (1, 1), "each program is there once");
 }
 
+/// Waits until the maps that now serve have sent a hundred connections to backends.
+fn wait_for_connects(site: &Site) {
+    let chosen = || {
+        let document = site.json("backends").0;
+        let rows = document["backends"].as_array().unwrap();
+        rows.iter().map(|row| row["chosen"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(until(SOON, || (chosen() >= 100).then_some(())).is_some(), "only {} connects", chosen());
+}
+
 #[test]
 fn all_hooks_are_attached_and_taken_over_together() {
     let Some(site) = site() else { return };
@@ -88,12 +99,12 @@ fn programs_of_another_layout_serve_until_new_maps_are_filled_and_no_connect_fai
     assert!(agent.log().contains("of another layout"), "{}", agent.log());
     check_pins(&site);
     assert_eq!(link_id(&site.layout().join("links/connect4")), connect4, "never taken off its hook");
-    thread::sleep(Duration::from_millis(200));
+    wait_for_connects(&site);
     let seen = client.dialler().end().unwrap();
     println!("{} connects, the longest took {} ms", seen.connects, seen.longest.as_millis());
     // What sockets of the moment of the exchange remembered lies in the old maps, as it does if a pin is missing.
     let is_peer = |failure: &String| failure.starts_with("the peer reads ");
-    assert!(seen.failures.iter().all(is_peer) && seen.failed < seen.connects / 10 && seen.connects > 100, "{seen:?}");
+    assert!(seen.failures.iter().all(is_peer) && seen.failed < seen.connects / 10, "{seen:?}");
     agent.kill();
     let agent = site.ready_agent();
     assert!(agent.log().contains(&adopted_all()) && !agent.log().contains("another layout"), "{}", agent.log());
@@ -154,7 +165,7 @@ fn an_agent_that_is_killed_while_it_takes_over_another_layout_leaves_the_rest_to
         took
     };
     client.dialler().begin(VIP.parse().unwrap(), 1).unwrap();
-    let rounds = 16;
+    let rounds = if is_emulated() { 6 } else { 16 };
     for round in 0..rounds {
         age(&site);
         let agent = site.agent().start();
@@ -164,10 +175,13 @@ fn an_agent_that_is_killed_while_it_takes_over_another_layout_leaves_the_rest_to
         site.ready_agent().kill();
         check_pins(&site);
     }
+    let agent = site.ready_agent();
+    wait_for_connects(&site);
     let seen = client.dialler().end().unwrap();
+    drop(agent);
     let is_peer = |failure: &String| failure.starts_with("the peer reads ");
     println!("{} connects, {rounds} agents killed, {} saw their peer", seen.connects, seen.failed);
-    assert!(seen.failures.iter().all(is_peer) && seen.connects > 100, "{seen:?}");
+    assert!(seen.failures.iter().all(is_peer), "{seen:?}");
 }
 
 #[test]

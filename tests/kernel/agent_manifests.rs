@@ -1,6 +1,7 @@
 //! What happens to the manifests while the agent runs.
 
-use crate::agent_site::{Client, SOON, Site, is_emulated, service, until};
+use crate::agent_site::{Client, Site, service};
+use crate::clock::{SOON, is_emulated, until};
 use std::{
     fs,
     time::{Duration, Instant},

@@ -1,6 +1,7 @@
 //! Pods of this node whose connections are left alone, found by their cgroups.
 
-use crate::agent_site::{Site, patience, service, until};
+use crate::agent_site::{Site, service};
+use crate::clock::{patience, until};
 use std::{
     fs,
     time::{Duration, Instant},

@@ -170,9 +170,8 @@ fn a_kernel_without_membarrier_is_lived_with() {
     let mut client = site.client();
     for backend in ["127.0.0.6:8080", BACKEND, "127.0.0.6:8080"] {
         site.write("web.yaml", &service("web-federated", VIP, &[backend]));
-        let there = crate::agent_site::until(crate::agent_site::SOON, || {
-            (client.tcp(VIP).as_deref() == Ok(backend)).then_some(())
-        });
+        let there =
+            crate::clock::until(crate::clock::SOON, || (client.tcp(VIP).as_deref() == Ok(backend)).then_some(()));
         assert!(there.is_some(), "{backend}: {}", agent.log());
     }
     let log = agent.log();

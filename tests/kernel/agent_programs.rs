@@ -5,7 +5,8 @@ use crate::{
     agent_foreign::{
         CONNECT4, CONNECT6, EXCLUSIVE, Foreign, GETPEERNAME6, MULTI, OVERRIDE, SOCK_OPS, pin_map, programs_on,
     },
-    agent_site::{SOON, Site, service, until},
+    agent_site::{Site, service},
+    clock::{SOON, until},
 };
 use std::{
     fs,

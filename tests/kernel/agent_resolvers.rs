@@ -5,7 +5,8 @@
 //! `pycares`. Before 1.20, c-ares went on with the socket whose send was refused, as long as it had questions: it has
 //! nothing to connect again for.
 
-use crate::agent_site::{SOON, Site, judges_no_times, patience, service, until};
+use crate::agent_site::{Site, service};
+use crate::clock::{SOON, judges_no_times, patience, until};
 use lab::{cgroup::Cgroup, netns::Netns, process::Process};
 use std::{
     env, fs,

@@ -1,6 +1,7 @@
 //! What the tests of the agent stand on: a network namespace, a cgroup, a folder of manifests, and `tombolo agent` as a
 //! process of its own, with everything that has a name for this test alone.
 
+use crate::clock::{SOON, patience, until};
 use lab::{
     bpffs,
     cgroup::Cgroup,
@@ -30,9 +31,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tombolo::datapath::{HOOKS, pins::Pins};
-
-/// How long an agent may take to get ready, and anything else that should be a matter of a second.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// See the module. In the order in which it is dropped.
 pub(crate) struct Site {
@@ -544,42 +542,9 @@ pub(crate) fn program(name: &str) -> PathBuf {
     test.parent().and_then(Path::parent).unwrap().join(name)
 }
 
-/// Asks again and again until there is an answer, or none within `limit`.
-pub(crate) fn until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + patience(limit);
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
-        }
-        if Instant::now() >= end {
-            return None;
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// As long as that on a real processor, and longer on one that is emulated.
-pub(crate) fn patience(time: Duration) -> Duration {
-    if is_emulated() { time * 12 } else { time }
-}
-
-/// Whether this machine's processor is an emulated one, where nothing can be said about times.
-pub(crate) fn is_emulated() -> bool {
-    fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("QEMU TCG"))
-}
-
 /// What an agent logs that took over all hooks.
 pub(crate) fn adopted_all() -> String {
     format!("\"adopted\":{}", HOOKS.len())
-}
-
-/// Whether a test that depends on how long things take can't be run here; says so.
-pub(crate) fn judges_no_times() -> bool {
-    let is_emulated = is_emulated();
-    if is_emulated {
-        println!("skipped: on an emulated processor times say nothing");
-    }
-    is_emulated
 }
 
 /// The names in a folder.

@@ -1,6 +1,7 @@
 //! Tables that are full, and tables that are large.
 
-use crate::agent_site::{SOON, Site, is_emulated, service, until};
+use crate::agent_site::{Site, service};
+use crate::clock::{SOON, is_emulated, until};
 use std::{
     fs,
     time::{Duration, Instant},

@@ -4,7 +4,7 @@
 //! serving, another refusing, a third may lose what it sends.
 
 use crate::{
-    agent_site::judges_no_times,
+    clock::judges_no_times,
     draws::own4,
     ground::{Client, Ground},
     sockets::{PATIENCE, tcp_socket},

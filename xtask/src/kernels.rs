@@ -15,8 +15,11 @@ use crate::{
 use anyhow::{Context, bail, ensure};
 use std::{
     env, io,
+    num::NonZero,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,14 +32,22 @@ const OURS: [&str; 2] = ["tombolo", "lab"];
 pub(crate) const TRIES: u32 = 3;
 /// The variable that tells tests how many connects to make.
 const EFFORT: &str = "TOMBOLO_TEST_CONNECTS";
+/// The tests' processor in virtual time: 4 ns an instruction.
+const SHIFT: Shift = 2;
+/// The variable that tells tests to trust an emulated processor's clock.
+const VIRTUAL_TIME: &str = "TOMBOLO_TEST_CLOCK=virtual";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Kernel versions, of which Debian's newest packages are taken, or files of such packages [default: 6.1 6.12]
     kernels: Vec<String>,
     /// Give a guest up after so many seconds
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = 1500)]
     limit: u64,
+    /// In real time on two processors, for what only two of them do to each other: takes several times longer, and what
+    /// judges times is skipped
+    #[arg(long)]
+    real_time: bool,
     /// Run only tests whose name contains one of these
     #[arg(last = true)]
     filters: Vec<String>,
@@ -72,6 +83,9 @@ pub(crate) struct GuestArgs {
 }
 
 /// Runs the kernel tests on each kernel and prints one line for each, then the counts; an error if something failed.
+///
+/// In virtual time, a processor and a guest for each kernel, all side by side: most tests wait, and waiting costs nothing
+/// then; and times are right, so that tests may judge them.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     check_machine()?;
     setup::ensure(&[Need::KernelPrograms, Need::Lab, Need::Guests])?;
@@ -91,29 +105,31 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     }
     // One test at a time: side by side on emulated processors they take as long, and keep each other waiting.
     let run = [effort(), test_path, "--show-output".to_owned(), "--test-threads=1".to_owned()];
-    let words = [environment(), run.to_vec(), args.filters.clone()].concat();
+    let clock = if args.real_time { vec![] } else { vec![VIRTUAL_TIME.to_owned()] };
+    let words = [environment(), clock, run.to_vec(), args.filters.clone()].concat();
 
-    let kernels = if args.kernels.is_empty() { DEFAULT.map(str::to_owned).to_vec() } else { args.kernels.clone() };
-    let mut report = Report::default();
-    let mut lines = Vec::new();
-    for spec in &kernels {
-        let kernel = kernel(spec)?;
-        let start = Instant::now();
-        let before = (report.passed, report.failed);
-        let name = format!("{} on {}", test.shown_name(), kernel.release);
-        let release = kernel.release.clone();
-        let guest = Guest {
-            kernel,
+    let specs = if args.kernels.is_empty() { DEFAULT.map(str::to_owned).to_vec() } else { args.kernels.clone() };
+    let guest = |spec: &String| -> anyhow::Result<Guest> {
+        Ok(Guest {
+            kernel: kernel(spec)?,
             files: files.clone(),
             folder: folder.clone(),
-            virtual_time: None,
+            virtual_time: (!args.real_time).then_some(SHIFT),
             cpus: 2,
             memory_mib: 1024,
             limit: Duration::from_secs(args.limit),
-        };
-        follow(&mut report, &name, &guest, &words)?;
-        let (passed, failed) = (report.passed - before.0, report.failed - before.1);
-        lines.push(format!("{release}: {passed} passed, {failed} failed, {:.0} s", start.elapsed().as_secs_f64()));
+        })
+    };
+    let guests: Vec<Guest> = specs.iter().map(guest).collect::<Result<_, _>>()?;
+    // A guest in virtual time has one processor and keeps one busy.
+    let at_once = if args.real_time { 1 } else { thread::available_parallelism().map_or(1, NonZero::get) };
+    let mut report = Report::default();
+    let mut lines = Vec::new();
+    let done = side_by_side(&guests, at_once, |guest| follow(&test.shown_name(), guest, &words));
+    for (guest, (found, time)) in guests.iter().zip(done) {
+        let (passed, failed) = (found.passed, found.failed);
+        lines.push(format!("{}: {passed} passed, {failed} failed, {:.0} s", guest.kernel.release, time.as_secs_f64()));
+        report.add(found);
     }
     println!("\nkernels:\n  {}", lines.join("\n  "));
     report.print();
@@ -121,6 +137,26 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         bail!("{}", report.failures());
     }
     Ok(())
+}
+
+/// Does `work` with each of `all`, with up to `at_once` of them at a time; what came of it, in their order.
+fn side_by_side<T: Sync, R: Send>(all: &[T], at_once: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        while let number = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(one) = all.get(number)
+        {
+            done.push((number, work(one)));
+        }
+        done
+    };
+    let mut done: Vec<(usize, R)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once.min(all.len())).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker doesn't panic")).collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Runs a command in a guest and returns its status.
@@ -172,13 +208,24 @@ pub(crate) fn kernel(spec: &str) -> anyhow::Result<Kernel> {
     image::kernel(spec).with_context(|| format!("kernel {spec}"))
 }
 
-/// Runs `words` in `guest` as the test program `name`.
-fn follow(report: &mut Report, name: &str, guest: &Guest, words: &[String]) -> anyhow::Result<()> {
+/// Runs `words` in `guest` as the test program `name`: what it reported, and how long that took.
+fn follow(name: &str, guest: &Guest, words: &[String]) -> (Report, Duration) {
+    let start = Instant::now();
+    let name = format!("{name} on {}", guest.kernel.release);
+    let mut report = Report::default();
+    // The other guests go on.
+    if let Err(error) = run_tests(&mut report, &name, guest, words) {
+        report.fail(format!("{name}: {error:#}"));
+    }
+    (report, start.elapsed())
+}
+
+fn run_tests(report: &mut Report, name: &str, guest: &Guest, words: &[String]) -> anyhow::Result<()> {
     let mut tries = 0;
     let (end, failed) = loop {
         let mut running = guest.start(words, Stdio::piped())?;
         let output = running.child.stdout.take().expect("the guest's output is piped");
-        let mut screen = Screen::default();
+        let mut screen = Screen::new(&guest.kernel.release);
         let failed = report.read_all(name, output, &mut screen)?;
         let end = running.wait()?;
         tries += 1;
@@ -198,18 +245,32 @@ fn follow(report: &mut Report, name: &str, guest: &Guest, words: &[String]) -> a
     Ok(())
 }
 
-/// Standard output, which notes whether the kernel tripped over its own patched code: QEMU lets a processor run what
-/// another one has just replaced; seen once in some thirty boots with two of them.
-#[derive(Default)]
+/// Standard output, which guests share: each line says which kernel it is from. Notes whether the kernel tripped over its
+/// own patched code: QEMU lets a processor run what another one has just replaced; seen once in some thirty boots with two
+/// of them.
 struct Screen {
+    prefix: String,
     tripped: bool,
+}
+
+impl Screen {
+    /// For the kernel of this release, by its version alone.
+    fn new(release: &str) -> Self {
+        let version = release.split(['-', '+']).next().unwrap_or(release);
+        Self { prefix: format!("{version} | "), tripped: false }
+    }
+
+    /// Whole lines, as they are shown.
+    fn lines(&self, text: &[u8]) -> Vec<u8> {
+        text.split_inclusive(|byte| *byte == b'\n').flat_map(|line| [self.prefix.as_bytes(), line].concat()).collect()
+    }
 }
 
 impl io::Write for Screen {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         const TRIPPED: &[u8] = b"Oops: int3";
         self.tripped |= text.windows(TRIPPED.len()).any(|part| part == TRIPPED);
-        io::stdout().write_all(text)?;
+        io::stdout().lock().write_all(&self.lines(text))?;
         Ok(text.len())
     }
 
@@ -258,6 +319,21 @@ fn file_argument(argument: &str) -> anyhow::Result<(PathBuf, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_is_done_once_and_results_keep_the_order() {
+        let all: Vec<u32> = (0..50).collect();
+        for at_once in [1, 3, 100] {
+            assert_eq!(side_by_side(&all, at_once, |number| number * 2), all.iter().map(|n| n * 2).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn each_line_names_its_kernel() {
+        let screen = Screen::new("6.12.57+deb12-cloud-amd64");
+        assert_eq!(screen.lines(b"\n== tests\n"), b"6.12.57 | \n6.12.57 | == tests\n");
+        assert_eq!(screen.lines(b""), b"");
+    }
 
     #[test]
     fn a_file_goes_to_the_test_folder_unless_a_path_is_named() {

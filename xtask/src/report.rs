@@ -77,6 +77,14 @@ impl Report {
         }
     }
 
+    /// Takes over what another one gathered.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+        other.skipped.into_iter().for_each(|what| self.skip(what));
+    }
+
     /// How much failed, in a sentence's words.
     pub(crate) fn failures(&self) -> String {
         format!("{} of {} tests failed", self.failed, self.passed + self.failed)
