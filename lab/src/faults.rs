@@ -10,12 +10,14 @@ mod ground;
 mod kernel;
 mod manifests;
 mod network;
+mod standstill;
 
 use crate::{attempts::Figures, cgroup, netns::need_root, report::now};
 use anyhow::{Context, Result, ensure};
 use bounds::{Toll, excess};
 use ground::Ground;
 use serde::Serialize;
+use standstill::Standstill;
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
 /// Failures of one kind of caller that are shown.
@@ -84,6 +86,8 @@ struct Outcome {
     /// Until all was well again, counted from when the fault was over.
     healed_ms: Option<u128>,
     note: String,
+    /// The longest time for which this process could not run: callers fare no better.
+    stood_still_ms: u128,
     /// What was lost although it need not have been, in sentences.
     excess: Vec<String>,
     error: Option<String>,
@@ -130,6 +134,7 @@ fn strike(ground: &mut Ground, fault: &'static Fault) -> Result<Outcome> {
     let well = ground.well().context("before the fault");
     ground.take();
     let struck = now()?;
+    let standstill = Standstill::watch();
     let healed = well.and_then(|()| (fault.strike)(ground));
     // What it left, and what follows from that, belongs to it too.
     let restored = ground.restore();
@@ -156,6 +161,7 @@ fn strike(ground: &mut Ground, fault: &'static Fault) -> Result<Outcome> {
         shown_ms: healed.shown.map(|time| time.as_millis()),
         healed_ms: error.is_none().then_some(healed.healed.as_millis()),
         note: healed.note,
+        stood_still_ms: standstill.end().as_millis(),
         excess,
         error,
         kinds: by_kind,
@@ -202,6 +208,9 @@ impl Outcome {
         }
         for excess in &self.excess {
             println!("{:25}{excess}", "");
+        }
+        if !self.passed {
+            println!("{:25}this process stood still for {} ms", "", self.stood_still_ms);
         }
         if !self.passed {
             for (kind, figures) in self.kinds.iter().filter(|(_, figures)| figures.failed_with_retry > 0) {

@@ -1,7 +1,10 @@
 //! An agent is killed right after one of its writes, wherever that leaves the tables. `cargo xtask bench goals` does it
 //! after every single one.
 
-use crate::agent_site::{Agent, Site, is_emulated, patience, service, until};
+use crate::{
+    agent_site::{Agent, Site, service},
+    clock::{is_emulated, patience, until},
+};
 use lab::kills::{Struck, kill_after};
 use std::{
     collections::BTreeMap,

@@ -6,7 +6,7 @@ use crate::{
     agent_site::{Site, adopted_all, names, service},
     clock::{SOON, is_emulated, judges_no_times, until},
 };
-use std::{fs, path::PathBuf, thread};
+use std::{fs, path::PathBuf, thread, time::Duration};
 use tombolo::datapath::HOOKS;
 use tombolo_ebpf::abi::{LAYOUT, map};
 

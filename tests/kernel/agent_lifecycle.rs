@@ -1,7 +1,9 @@
 //! Start, kill, restart, stop, unload.
 
-use crate::agent_site::{Site, adopted_all, names, service};
-use crate::clock::{SOON, until};
+use crate::{
+    agent_site::{Site, adopted_all, names, service},
+    clock::{SOON, until},
+};
 use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 use tombolo::datapath::HOOKS;

@@ -5,8 +5,10 @@
 //! `pycares`. Before 1.20, c-ares went on with the socket whose send was refused, as long as it had questions: it has
 //! nothing to connect again for.
 
-use crate::agent_site::{Site, service};
-use crate::clock::{SOON, judges_no_times, patience, until};
+use crate::{
+    agent_site::{Site, service},
+    clock::{SOON, judges_no_times, patience, until},
+};
 use lab::{cgroup::Cgroup, netns::Netns, process::Process};
 use std::{
     env, fs,

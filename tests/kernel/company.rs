@@ -2,7 +2,8 @@
 
 use crate::{
     agent_foreign::{Count, Foreign, MULTI},
-    agent_site::{SOON, Site, service as manifest, until},
+    agent_site::{Site, service as manifest},
+    clock::{SOON, until},
     scene::{EAST, Scene, begin, black_hole, lift, only},
     sockets::{ask, read_answer, tcp_connect, tcp_socket},
     tables::{group, service, tcp},

@@ -2,7 +2,7 @@
 
 use crate::{
     draws::effort,
-    scene::{EAST, Scene, begin, black_hole, frontend, lift, only},
+    scene::{EAST, Scene, begin, black_hole, frontend, jiffies, lift, only},
     sockets::{ask, local, peer, read_answer, tcp_connect, tcp_socket},
     tables::{backed_by, tcp},
 };
@@ -101,6 +101,8 @@ fn flows_are_watched_long_after_their_origins_were_overwritten() {
     // Younger sockets, more than there are entries: they meet a black hole and are cancelled, which takes the least. Sockets of
     // other tests get cookies of their own in between, so it is looked at what became of the entries.
     black_hole(&pod, &[other]);
+    // No SYN is to time out before it is cancelled, however long the machine stalls.
+    scene.set_cluster(EAST, |cluster| cluster.syn_timeout = jiffies(Duration::from_secs(6)));
     let kept = || pod.run(|| sockets.iter().filter(|socket| peer(socket).unwrap().port() != 8080).count());
     let mut younger = 0;
     while younger < MAX_ORIGINS as usize || kept() > 0 {

@@ -14,17 +14,24 @@ const SIGMAS: f64 = 4.0;
 /// What a fault can't but lose: of pods that could not be talked to, for a while.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Toll {
-    /// When it was over, by [`crate::report::now`].
-    pub(super) over: Duration,
     /// Their names.
     pub(super) pods: BTreeSet<String>,
-    /// How likely a retry fails that opens a connection, which may be to any pod.
-    pub(super) connects: f64,
-    /// How likely a request is lost by UDP on a socket of one of these pods, both tries together. A resolver doesn't
-    /// open another one for an answer that doesn't come, and nothing else tells it.
-    pub(super) datagrams: f64,
-    /// How likely a retry by way of the gateway fails.
-    pub(super) by_gateway: f64,
+    /// That a retry fails which opens a connection, to whatever pod.
+    pub(super) connects: Chance,
+    /// That a request is lost by UDP on a socket of one of these pods, both tries together. A resolver doesn't open
+    /// another one for an answer that doesn't come, and nothing else tells it.
+    pub(super) datagrams: Chance,
+    /// That a retry by way of the gateway fails.
+    pub(super) by_gateway: Chance,
+}
+
+/// How likely something is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Chance {
+    /// 0 to 1.
+    pub(super) likely: f64,
+    /// And that until then, by [`crate::report::now`]: when the fault was over.
+    pub(super) until: Duration,
 }
 
 /// What was lost although it need not have been, in sentences: anything, if no `toll` is taken. `struck` is when the fault
@@ -35,15 +42,15 @@ pub(super) fn excess(
     attempts: &BTreeMap<Kind, Vec<Attempt>>,
     by_gateway: &[Attempt],
 ) -> Vec<String> {
-    let kinds = attempts.iter().map(|(&kind, attempts)| {
-        (kind.to_string(), is_udp(kind), toll.map_or(0.0, |toll| toll.connects), attempts.as_slice())
-    });
-    let gateway = ("by gateway".to_owned(), false, toll.map_or(0.0, |toll| toll.by_gateway), by_gateway);
-    let of = |(name, is_udp, connects, attempts): (String, bool, f64, &[Attempt])| match toll {
-        None => any(&name, attempts),
-        Some(toll) => toll.excess(&name, is_udp, connects, struck, attempts),
+    let nothing = Toll::default();
+    let toll = toll.unwrap_or(&nothing);
+    let of_kind = |(&kind, attempts): (&Kind, &Vec<Attempt>)| {
+        let chance = if is_udp(kind) { toll.datagrams } else { toll.connects };
+        toll.excess(&kind.to_string(), is_udp(kind), chance, struck, attempts)
     };
-    kinds.chain([gateway]).flat_map(of).collect()
+    let mut excess: Vec<String> = attempts.iter().flat_map(of_kind).collect();
+    excess.extend(toll.excess("by gateway", false, toll.by_gateway, struck, by_gateway));
+    excess
 }
 
 fn is_udp(kind: Kind) -> bool {
@@ -54,34 +61,33 @@ fn is_lost(attempt: &&Attempt) -> bool {
     attempt.retry && matches!(attempt.end, End::Failed(_))
 }
 
-fn any(name: &str, attempts: &[Attempt]) -> Vec<String> {
-    let lost = attempts.iter().filter(is_lost).count();
-    if lost > 0 { vec![format!("{name}: {lost} lost")] } else { Vec::new() }
-}
-
 impl Toll {
-    fn excess(&self, name: &str, is_udp: bool, connects: f64, struck: Duration, attempts: &[Attempt]) -> Vec<String> {
-        let is_during = |attempt: &&Attempt| (struck..=self.over + AFTER).contains(&attempt.began);
+    fn excess(&self, name: &str, is_udp: bool, chance: Chance, struck: Duration, attempts: &[Attempt]) -> Vec<String> {
         let lost = || attempts.iter().filter(is_lost);
+        if chance.likely <= 0.0 {
+            let lost = lost().count();
+            return if lost > 0 { vec![format!("{name}: {lost} lost")] } else { Vec::new() };
+        }
+        let is_during = |attempt: &&Attempt| (struck..=chance.until + AFTER).contains(&attempt.began);
         let mut excess = Vec::new();
         let late = lost().filter(|attempt| !is_during(attempt)).map(|attempt| attempt.began);
         if let Some(last) = late.max() {
-            let after = last.saturating_sub(self.over).as_secs_f64();
-            excess.push(format!("{name}: one that began {after:.1} s after the fault was lost"));
-        }
-        let of_others = lost().filter_map(|attempt| attempt.pod.as_ref()).filter(|pod| !self.pods.contains(*pod));
-        for pod in of_others.collect::<BTreeSet<_>>() {
-            excess.push(format!("{name}: one was lost that talked to {pod}, which was well"));
+            let after = last.saturating_sub(chance.until).as_secs_f64();
+            excess.push(format!("{name}: one was lost that began {after:.1} s after it had to be well"));
         }
         let during = attempts.iter().filter(is_during);
-        let (of, tried, chance) = if is_udp {
+        let (of, tried) = if is_udp {
+            let of_others = lost().filter_map(|attempt| attempt.pod.as_ref()).filter(|pod| !self.pods.contains(*pod));
+            for pod in of_others.collect::<BTreeSet<_>>() {
+                excess.push(format!("{name}: one was lost that talked to {pod}, which was well"));
+            }
             // A socket that is new may have got one of these pods, too.
             let may_fail = |attempt: &&Attempt| attempt.pod.as_ref().is_none_or(|pod| self.pods.contains(pod));
-            ("requests by sockets of these pods", during.filter(|a| !a.retry).filter(may_fail).count(), self.datagrams)
+            ("requests by sockets of these pods", during.filter(|a| !a.retry).filter(may_fail).count())
         } else {
-            ("retries", during.filter(|attempt| attempt.retry).count(), connects)
+            ("retries", during.filter(|attempt| attempt.retry).count())
         };
-        let (lost, bound) = (lost().filter(is_during).count(), bound(tried, chance));
+        let (lost, bound) = (lost().filter(is_during).count(), bound(tried, chance.likely));
         if lost > bound {
             excess.push(format!("{name}: {lost} lost of {tried} {of}, chance explains {bound} at most"));
         }
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn without_a_toll_nothing_may_be_lost_and_with_one_only_what_it_names() {
-        let lost = |kind| BTreeMap::from([(kind, vec![lost(2000, None)])]);
+        let lost = |kind| BTreeMap::from([(kind, pairs(1, None))]);
         let (tcp, udp, gateway) = (lost(Kind::KeepAlive), lost(Kind::ConnectedUdp), lost(Kind::KeepAlive));
         let gateway = &gateway[&Kind::KeepAlive];
         for (toll, losses) in [
@@ -112,7 +118,7 @@ mod tests {
             (Some(toll(0.0, 0.0)), [1, 1, 1]),
             (Some(toll(1.0, 0.0)), [0, 1, 1]),
             (Some(toll(0.0, 1.0)), [1, 0, 1]),
-            (Some(Toll { by_gateway: 1.0, ..toll(0.0, 0.0) }), [1, 1, 0]),
+            (Some(Toll { by_gateway: chance(1.0), ..toll(0.0, 0.0) }), [1, 1, 0]),
         ] {
             let excess = |attempts, gateway| excess(toll.as_ref(), at(1000), attempts, gateway).len();
             let found = [excess(&tcp, &[]), excess(&udp, &[]), excess(&BTreeMap::new(), gateway)];
@@ -125,7 +131,7 @@ mod tests {
         let toll = toll(1.0, 1.0);
         assert_eq!(of(&toll, Kind::KeepAlive, vec![lost(10_900, None)]), [""; 0]);
         let late = of(&toll, Kind::KeepAlive, vec![lost(10_900, None), lost(12_500, None)]);
-        assert_eq!(late, ["keep-alive: one that began 2.5 s after the fault was lost"]);
+        assert_eq!(late, ["keep-alive: one was lost that began 2.5 s after it had to be well"]);
         assert_eq!(of(&toll, Kind::KeepAlive, vec![lost(900, None)]).len(), 1, "nor before it");
     }
 
@@ -153,7 +159,12 @@ mod tests {
 
     /// From 1 s to 10 s, of one pod in east.
     fn toll(connects: f64, datagrams: f64) -> Toll {
-        Toll { over: at(10_000), pods: BTreeSet::from(["east-1".to_owned()]), connects, datagrams, by_gateway: 0.0 }
+        let (connects, datagrams) = (chance(connects), chance(datagrams));
+        Toll { pods: BTreeSet::from(["east-1".to_owned()]), connects, datagrams, by_gateway: Chance::default() }
+    }
+
+    fn chance(likely: f64) -> Chance {
+        Chance { likely, until: at(10_000) }
     }
 
     fn of(toll: &Toll, kind: Kind, attempts: Vec<Attempt>) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use super::{
     Fault, Healed,
-    bounds::Toll,
+    bounds::{Chance, Toll},
     ground::{CALLED, Ground, HERE},
 };
 use crate::{
@@ -45,7 +45,8 @@ fn dark(ground: &mut Ground) -> Result<Healed> {
     ground.clusters.black_out("east")?;
     ground.pass(LASTS)?;
     ground.clusters.light_up("east")?;
-    over(ground)
+    let toll = nothing_by_gateway()?;
+    Ok(over(ground)?.losing(toll))
 }
 
 fn veth_down(ground: &mut Ground) -> Result<Healed> {
@@ -56,7 +57,8 @@ fn veth_down(ground: &mut Ground) -> Result<Healed> {
     for link in links("east") {
         ground.clusters.fabric().up(&link)?;
     }
-    over(ground)
+    let toll = nothing_by_gateway()?;
+    Ok(over(ground)?.losing(toll))
 }
 
 fn answers_lost(ground: &mut Ground) -> Result<Healed> {
@@ -82,7 +84,10 @@ fn loss(ground: &mut Ground) -> Result<Healed> {
     let pods = pods(ground, |pod| pod.cluster() == "east");
     let fails = 6.0 * 0.3_f64.powi(4);
     let connects = share(ground, &pods) * fails;
-    let toll = Toll { over: now()?, pods, connects, datagrams: 0.3 * 0.3, by_gateway: fails };
+    let until = now()?;
+    let chance = |likely| Chance { likely, until };
+    let (datagrams, by_gateway) = (chance(0.3 * 0.3), chance(fails));
+    let toll = Toll { pods, connects: chance(connects), datagrams, by_gateway };
     Ok(over(ground)?.losing(toll))
 }
 
@@ -97,7 +102,8 @@ fn slow(ground: &mut Ground) -> Result<Healed> {
     for link in links("east") {
         tc(ground, &["qdisc", "del", "dev", &link, "root"])?;
     }
-    over(ground)
+    let toll = nothing_by_gateway()?;
+    Ok(over(ground)?.losing(toll))
 }
 
 fn flaps(ground: &mut Ground) -> Result<Healed> {
@@ -123,7 +129,9 @@ fn all_dark(ground: &mut Ground) -> Result<Healed> {
     }
     let pods = pods(ground, |pod| pod.cluster() != HERE);
     // North, with its callers, is one of those that nothing reaches.
-    let toll = Toll { over: now()?, pods, connects: TRIALS, datagrams: 1.0, by_gateway: 1.0 };
+    let until = now()?;
+    let (trials, all) = (Chance { likely: TRIALS, until }, Chance { likely: 1.0, until });
+    let toll = Toll { pods, connects: trials, datagrams: all, by_gateway: all };
     waited?;
     kept.context("the tables without peers")?;
     Ok(over(ground)?.losing(toll))
@@ -138,7 +146,9 @@ fn uplink(ground: &mut Ground) -> Result<Healed> {
     ground.clusters.fabric().up(&link)?;
     // What is on the node itself goes on.
     let pods = pods(ground, |pod| pod.node() != link);
-    let toll = Toll { over: now()?, pods, connects: TRIALS, datagrams: 1.0, by_gateway: 0.0 };
+    let until = now()?;
+    let (connects, datagrams) = (Chance { likely: TRIALS, until }, Chance { likely: 1.0, until });
+    let toll = Toll { pods, connects, datagrams, ..Toll::default() };
     waited?;
     kept.context("the tables without a network")?;
     Ok(over(ground)?.losing(toll))
@@ -149,7 +159,7 @@ fn gateway_dark(ground: &mut Ground) -> Result<Healed> {
     drop_on_fabric(ground, "oifname", "\"east-gateway\"", "drop")?;
     ground.pass(Duration::from_secs(5))?;
     nft::clear(ground.clusters.fabric())?;
-    let toll = Toll { over: now()?, by_gateway: 1.0, ..Toll::default() };
+    let toll = nothing_by_gateway()?;
     Ok(over(ground)?.losing(toll))
 }
 
@@ -177,15 +187,21 @@ fn gateway_moved(ground: &mut Ground) -> Result<Healed> {
     Ok(Healed::after(Duration::from_secs(1)).with("the old address was gone 1 s after the slices said so"))
 }
 
+/// A request that is cut off by the end of its pod tells nobody that the pod is gone. Its retry may be the first that is refused;
+/// those after it avoid the pod.
 fn pod_killed(ground: &mut Ground) -> Result<Healed> {
     let name = victim(ground)?;
     ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGKILL)?;
+    let until = now()?;
+    let pods = BTreeSet::from([name]);
+    let connects = Chance { likely: share(ground, &pods), until };
     ground.pass(Duration::from_secs(3))?;
     ground.clusters.cluster_mut("east").remove_ended_pods()?;
     ground.clusters.start_pod("east", "frontend", addresses::Network::Flat)?;
     ground.clusters.publish()?;
     let healed = ground.follows(&NAMES)?;
-    let toll = Toll { over: now()?, pods: BTreeSet::from([name]), datagrams: 1.0, ..Toll::default() };
+    let datagrams = Chance { likely: 1.0, until: now()? };
+    let toll = Toll { pods, connects, datagrams, ..Toll::default() };
     ground.pass_attempts()?;
     Ok(Healed::after(healed).losing(toll))
 }
@@ -198,8 +214,9 @@ fn pod_stopped(ground: &mut Ground) -> Result<Healed> {
     let waited = ground.pass(LASTS).and_then(|()| ground.trusts_all());
     ground.clusters.cluster_mut("east").pod_mut(&name)?.signal(Signal::SIGCONT)?;
     let pods = BTreeSet::from([name]);
-    let connects = share(ground, &pods);
-    let toll = Toll { over: now()?, pods, connects, datagrams: 1.0, by_gateway: 0.0 };
+    let until = now()?;
+    let (connects, datagrams) = (Chance { likely: share(ground, &pods), until }, Chance { likely: 1.0, until });
+    let toll = Toll { pods, connects, datagrams, ..Toll::default() };
     waited?;
     Ok(over(ground)?.losing(toll))
 }
@@ -217,7 +234,13 @@ fn filtered(ground: &mut Ground, side: &str, verdict: &str) -> Result<Healed> {
     drop_on_fabric(ground, side, &names(&links("east")), verdict)?;
     ground.pass(LASTS)?;
     nft::clear(ground.clusters.fabric())?;
-    over(ground)
+    let toll = nothing_by_gateway()?;
+    Ok(over(ground)?.losing(toll))
+}
+
+/// Until now those had no way who have none but east's gateway, to its pods.
+fn nothing_by_gateway() -> Result<Toll> {
+    Ok(Toll { by_gateway: Chance { likely: 1.0, until: now()? }, ..Toll::default() })
 }
 
 fn drop_on_fabric(ground: &Ground, side: &str, links: &str, verdict: &str) -> Result<()> {
