@@ -60,10 +60,6 @@ const SCENES: &[Scene] = &[
     cluster_back::SCENE,
 ];
 
-/// Played only if they are named: in an outage requests do fail, and how many fail again depends on a machine
-/// that has the time to run six agents and callers of six kinds, twice.
-const NAMED_ONLY: [&str; 2] = [cluster_loss::SCENE.name, cluster_back::SCENE.name];
-
 /// Pods of `frontend` in west, east and north: different numbers, so that "evenly by endpoint" isn't "evenly by cluster".
 const FRONTENDS: [usize; 3] = [2, 3, 1];
 /// Pods of `api` in west and in east, and of `analytics` in east.
@@ -74,7 +70,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// What the demo is told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Play this scene only; may be given several times [default: all but cluster-loss and cluster-back]
+    /// Play this scene only; may be given several times
     #[arg(long = "scene", value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(SCENES.iter().map(|scene| scene.name)))]
     pub scenes: Vec<String>,
     /// Write the results to this file, as JSON
@@ -116,10 +112,7 @@ fn play(options: &Options) -> Result<Summary> {
         began.elapsed().as_secs_f64()
     ))?;
 
-    let wanted = |scene: &&Scene| match options.scenes.as_slice() {
-        [] => !NAMED_ONLY.contains(&scene.name),
-        named => named.iter().any(|name| name == scene.name),
-    };
+    let wanted = |scene: &&Scene| options.scenes.is_empty() || options.scenes.iter().any(|name| name == scene.name);
     let mut scenes = SCENES.iter().filter(wanted).peekable();
     // What a scene leaves for the next one to go on with.
     let mut outage = None;
