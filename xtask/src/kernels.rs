@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Kernel versions, of which Debian's newest packages are taken, or files of such packages [default: 6.1 6.12]
     kernels: Vec<String>,
     /// Give a guest up after so many seconds
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 2700)]
     limit: u64,
     /// In real time on two processors, for what only two of them do to each other: takes several times longer, and what
     /// judges times is skipped
