@@ -190,6 +190,13 @@ impl Healed {
 }
 
 impl Outcome {
+    /// As in `connected-udp 7, by gateway 130`.
+    fn lost_in_words(&self) -> String {
+        let kinds = self.kinds.iter().map(|(kind, figures)| (kind.as_str(), figures.failed_with_retry));
+        let lost = kinds.chain([("by gateway", self.lost_by_gateway)]).filter(|(_, lost)| *lost > 0);
+        lost.map(|(kind, lost)| format!("{kind} {lost}")).collect::<Vec<_>>().join(", ")
+    }
+
     fn print(&self) {
         let ms = |time: Option<u128>| time.map_or_else(|| "-".to_owned(), |time| time.to_string());
         println!(
@@ -205,6 +212,9 @@ impl Outcome {
         );
         if let Some(error) = &self.error {
             println!("{:25}{error}", "");
+        }
+        if self.passed && self.failed_with_retry + self.lost_by_gateway > 0 {
+            println!("{:25}lost for want of a way: {}", "", self.lost_in_words());
         }
         for excess in &self.excess {
             println!("{:25}{excess}", "");

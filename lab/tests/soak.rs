@@ -1,4 +1,4 @@
-//! Short soaks, from the outside: needs root, and the agent's program beside this crate's.
+//! A short soak, from the outside: needs root, and the agent's program beside this crate's.
 
 use anyhow::{Context, Result};
 use lab::{
@@ -10,49 +10,19 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 /// How long the clusters get to be there, on a busy machine.
 const BUILT_WITHIN: Duration = Duration::from_secs(180);
-/// One soak at a time: they strain the machine.
-static ALONE: Mutex<()> = Mutex::new(());
-
-#[test]
-fn a_short_soak_goes_well_and_says_what_it_saw() -> Result<()> {
-    let Some(agent) = agent() else { return Ok(()) };
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let json = env::temp_dir().join(format!("soak-well-{}.json", std::process::id()));
-    let status = soak(&agent, "0.15", "0.1", &json)?.wait().context("wait for the soak")?;
-    let summary = read(&json)?;
-    assert!(status.success(), "{status}: {summary:#}");
-    assert_eq!(summary["passed"], true);
-    let phases = summary["phases"].as_array().context("phases")?;
-    let names: Vec<_> = phases.iter().map(|phase| phase["name"].as_str()).collect();
-    assert_eq!(names, [Some("saturated"), Some("loss")]);
-    for phase in phases {
-        let agents = phase["agents"].as_object().context("agents")?;
-        assert_eq!(agents.len(), 6);
-        for (node, agent) in agents {
-            assert_eq!(agent["found"]["clusters_down"], 0, "{node}");
-            assert!(agent["weights"][0]["rss_kib"].as_u64() > Some(1000), "{node}");
-        }
-        let requests = phase["requests"].as_object().context("requests")?;
-        assert!(requests.values().all(|sums| sums["requests"].as_u64() > Some(0)), "{requests:?}");
-    }
-    assert!(phases[1]["strain"]["lost"].as_u64() > Some(0), "{:?}", phases[1]["strain"]);
-    Ok(())
-}
 
 /// The soak must be able to fail: somebody has east go dark while it runs, and agents take it for what it is.
 #[test]
 fn a_cluster_that_is_taken_for_dead_makes_a_soak_fail() -> Result<()> {
     let Some(agent) = agent() else { return Ok(()) };
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let json = env::temp_dir().join(format!("soak-ill-{}.json", std::process::id()));
-    let mut soak = soak(&agent, "0.7", "0", &json)?;
+    let mut soak = soak(&agent, "0.35", "0", &json)?;
     let fabric = PathBuf::from(format!("/run/netns/tombolo-lab-{}-fabric", soak.id()));
     let begun = Instant::now();
     let dark = "table bridge dark { chain forward { type filter hook forward priority 0; \

@@ -229,7 +229,8 @@ impl Agent {
         command.status().with_context(|| format!("run {}", self.program.display()))
     }
 
-    fn last_words(&self) -> String {
+    /// The end of its log.
+    pub fn last_words(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")

@@ -155,7 +155,15 @@ impl Ground {
 
     /// Waits until the agent is ready.
     pub(super) fn ready(&mut self) -> Result<Duration> {
-        self.until("a ready agent", HEALED_WITHIN, Self::is_ready)
+        let ready = self.until("a ready agent", HEALED_WITHIN, Self::is_ready);
+        ready.or_else(|error| Err(error).with_context(|| self.complaints()))
+    }
+
+    /// What the agent says is wrong with it, and the end of its log.
+    fn complaints(&mut self) -> String {
+        let Ok(agent) = self.agent() else { return "there is no agent".to_owned() };
+        let status = agent.status().unwrap_or_default();
+        format!("the agent says {} and {}; its log ends:\n{}", status["agent"], status["problems"], agent.last_words())
     }
 
     /// Waits until the agent says that it isn't ready.

@@ -40,6 +40,9 @@ const LASTS: Duration = Duration::from_secs(10);
 /// How likely a retry meets a pod that is dark. Each of them is left out, but tried by one connection after 0.25 s, 0.5 s and
 /// so on: 6 times in [`LASTS`], for each of 10 to 12 addresses, by one of some 2,400 connects.
 const TRIALS: f64 = 0.03;
+/// How likely a retry meets a pod behind a link that is too narrow, and waits too long: what of all requests fails then, one in
+/// 15 to 30.
+const NARROW: f64 = 0.07;
 
 fn dark(ground: &mut Ground) -> Result<Healed> {
     ground.clusters.black_out("east")?;
@@ -91,6 +94,7 @@ fn loss(ground: &mut Ground) -> Result<Healed> {
     Ok(over(ground)?.losing(toll))
 }
 
+/// The cluster is alive all the while, so its pods are tried again and again, and some of who try wait too long.
 fn slow(ground: &mut Ground) -> Result<Healed> {
     for link in links("east") {
         tc(
@@ -102,8 +106,10 @@ fn slow(ground: &mut Ground) -> Result<Healed> {
     for link in links("east") {
         tc(ground, &["qdisc", "del", "dev", &link, "root"])?;
     }
-    let toll = nothing_by_gateway()?;
-    Ok(over(ground)?.losing(toll))
+    let pods = pods(ground, |pod| pod.cluster() == "east");
+    let until = now()?;
+    let (connects, datagrams) = (Chance { likely: NARROW, until }, Chance { likely: 1.0, until });
+    Ok(over(ground)?.losing(Toll { pods, connects, datagrams, ..nothing_by_gateway()? }))
 }
 
 fn flaps(ground: &mut Ground) -> Result<Healed> {
@@ -113,7 +119,11 @@ fn flaps(ground: &mut Ground) -> Result<Healed> {
         ground.clusters.light_up("east")?;
         ground.pass(LASTS / 20)?;
     }
-    over(ground)
+    let pods = pods(ground, |pod| pod.cluster() == "east");
+    // Of a datagram and its repetition, 2.5 s later, each meets one half or the other.
+    let datagrams = Chance { likely: 0.5, until: now()? };
+    let toll = Toll { pods, datagrams, ..nothing_by_gateway()? };
+    Ok(over(ground)?.losing(toll))
 }
 
 /// It may as well be the node's own fault, so the last set is kept.

@@ -34,18 +34,18 @@ impl Entries {
         Ok(Self(clusters.agents().map(of).collect::<Result<_>>()?))
     }
 
-    /// What there is more or less of than `before`, in words.
-    pub(super) fn changed_since(&self, before: &Self) -> Vec<String> {
-        let mut changed = Vec::new();
+    /// What there is more of than `before`, in words. Less of it is no leak: what was draining at the beginning is gone.
+    pub(super) fn left_since(&self, before: &Self) -> Vec<String> {
+        let mut left = Vec::new();
         for (node, counts) in &self.0 {
             for (name, count) in counts {
                 let was = before.0.get(node).and_then(|counts| counts.get(name)).copied().unwrap_or(0);
-                if *count != was {
-                    changed.push(format!("{node}: {name} has {count} instead of {was}"));
+                if *count > was {
+                    left.push(format!("{node}: {name} has {count} instead of {was}"));
                 }
             }
         }
-        changed
+        left
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
             let counts = BTreeMap::from([("ARMED".to_owned(), armed), ("open".to_owned(), 0)]);
             Entries(BTreeMap::from([("west-1".to_owned(), counts)]))
         };
-        assert!(entries(0).changed_since(&entries(0)).is_empty());
-        assert_eq!(entries(3).changed_since(&entries(0)), ["west-1: ARMED has 3 instead of 0"]);
+        assert!(entries(0).left_since(&entries(0)).is_empty() && entries(0).left_since(&entries(3)).is_empty());
+        assert_eq!(entries(3).left_since(&entries(0)), ["west-1: ARMED has 3 instead of 0"]);
     }
 }

@@ -103,7 +103,7 @@ impl PhaseSummary {
             Some(strain) => wrong.extend(strain.missing()),
             None => wrong.push("it was not played to its end".to_owned()),
         }
-        wrong.extend(self.entries_after.changed_since(&self.entries_before));
+        wrong.extend(self.entries_after.left_since(&self.entries_before));
         for (node, agent) in &self.agents {
             if agent.watched.drift > 0 {
                 wrong.push(format!("{node}: its tables held something else {} times", agent.watched.drift));
