@@ -175,13 +175,8 @@ impl Ground {
     pub(super) fn trusts_all(&mut self) -> Result<()> {
         let status = self.agent()?.status()?;
         let clusters = &status["clusters"];
-        let verdicts = match clusters {
-            Value::Array(clusters) => clusters.iter().map(|each| &each["verdict"]).collect(),
-            Value::Object(clusters) => clusters.values().collect(),
-            _ => Vec::new(),
-        };
-        let down = |verdict: &&Value| verdict.as_str().is_some_and(|verdict| ["down", "dead"].contains(&verdict));
-        ensure!(!verdicts.iter().any(down), "a cluster was taken for dead: {clusters}");
+        let rows = clusters.as_object().context("an agent's status has clusters by name")?;
+        ensure!(rows.values().all(|row| row["verdict"] != "down"), "a cluster was taken for dead: {clusters}");
         Ok(())
     }
 
