@@ -2,10 +2,12 @@
 
 use super::KEPT;
 use anyhow::{Result, bail};
+use nix::unistd::gettid;
 use serde::{Deserialize, Serialize};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -60,6 +62,7 @@ impl Probed {
     }
 
     fn until(stop: &AtomicBool, to: SocketAddr, rate: u32) -> Self {
+        let goes_first = go_first();
         let mut seen = Self::default();
         let pause = Duration::from_secs(1) / rate.max(1);
         let began = Instant::now();
@@ -86,15 +89,26 @@ impl Probed {
                     }
                 }
             }
-            // Sleeping would take longer than it may; and what was missed isn't made up for by a burst.
+            // What was missed isn't made up for by a burst.
             due = now.max(due + pause);
-            while Instant::now() < due && !stop.load(Ordering::Relaxed) {
+            if goes_first {
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            // Sleeping would take longer than it may where others go first.
+            while !goes_first && Instant::now() < due && !stop.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
         }
         seen.took = began.elapsed();
         seen
     }
+}
+
+/// Has the kernel run this thread before all others, or the rate would be what they leave; whether it does.
+fn go_first() -> bool {
+    let mut chrt = Command::new("chrt");
+    chrt.args(["--fifo", "--pid", "1"]).arg(gettid().to_string()).stdin(Stdio::null()).stderr(Stdio::null());
+    chrt.status().is_ok_and(|status| status.success())
 }
 
 fn connect(to: SocketAddr) -> io::Result<()> {
