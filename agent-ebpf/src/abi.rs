@@ -296,6 +296,8 @@ pub mod exempt {
     pub const MESHED: u32 = 1;
     /// It asked for it.
     pub const OPTED_OUT: u32 = 2;
+    /// Nothing is known of it yet.
+    pub const UNKNOWN: u32 = 3;
 }
 
 /// What programs are told besides the tables.

@@ -203,8 +203,12 @@ mod tests {
             let error = Cli::try_parse_from(agent.into_iter().chain([flag, value])).err().unwrap().to_string();
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
-        let error = Cli::try_parse_from(["tombolo", "agent"]).err().unwrap().to_string();
-        for flag in ["--manifests", "--cluster", "--node"] {
+        for (given, flag) in [
+            (&["--cluster", "west"][..], "--node"),
+            (&["--node", "n", "--manifests", "m"], "--cluster"),
+            (&["--node", "n", "--cluster", "west", "--manifests", "m", "--kubeconfig", "k"], "--kubeconfig"),
+        ] {
+            let error = Cli::try_parse_from(["tombolo", "agent"].iter().chain(given)).err().unwrap().to_string();
             assert!(error.contains(flag), "{error}");
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     datapath::{Kernel, pins::Pins, probe},
     health::{Changed, View, driver::Fact, gateways},
     model::{Model, ObjectName, Place},
-    report::Question,
+    report::{self, Question},
     resolve::{Conditions, resolve},
     sources::{Event, Problem},
     tables::{Desired, Verdicts},
@@ -76,6 +76,10 @@ pub struct Reconciler {
     desired: Desired,
     pod_cgroups: PodCgroups,
     exempt: Exempt,
+    /// Whether the source has delivered all of this node's pods, so that one it hasn't is unknown.
+    pods_known: bool,
+    /// How the source's watches stand.
+    watches: watch::Receiver<Vec<report::Watch>>,
     /// Whether every source has delivered its first full list.
     synced: bool,
     /// Whether that is all there is, so that what is missing is gone.
@@ -134,6 +138,8 @@ impl Reconciler {
             desired: Desired::default(),
             pod_cgroups: PodCgroups::default(),
             exempt: Exempt::default(),
+            pods_known: false,
+            watches: watch::channel(Vec::new()).1,
             synced: false,
             complete: false,
             source_problems: Vec::new(),
@@ -150,6 +156,13 @@ impl Reconciler {
             proven: None,
             audited: Instant::now(),
         })
+    }
+
+    /// Shows with its status how the source's watches stand.
+    #[must_use]
+    pub fn with_watches(mut self, watches: watch::Receiver<Vec<report::Watch>>) -> Self {
+        self.watches = watches;
+        self
     }
 
     /// Runs until the source ends.
@@ -189,7 +202,7 @@ impl Reconciler {
                 }
                 Some((question, reply)) = questions.recv() => block_in_place(|| self.reply(question, reply)),
                 _ = listen.tick(), if self.writer.datapath.says() => self.writer.datapath.flush_log(),
-                _ = look.tick(), if self.pod_cgroups.is_waiting(Instant::now()) => block_in_place(|| {
+                _ = look.tick(), if self.pods_known || self.pod_cgroups.is_waiting(Instant::now()) => block_in_place(|| {
                     if self.look_for_pods(false) {
                         self.pass();
                     }
@@ -219,6 +232,16 @@ impl Reconciler {
                 self.complete = complete;
                 self.taking_over.synced(Instant::now());
                 true
+            }
+            Event::PodsKnown => {
+                self.pods_known = true;
+                true
+            }
+            Event::Zone(zone) => {
+                info!(zone = zone.as_deref().unwrap_or_default(), "the node's zone");
+                let is_new = self.place.zone != zone;
+                self.place.zone = zone;
+                is_new
             }
             Event::Problems(problems) => {
                 self.source_problems = problems;
@@ -372,7 +395,7 @@ impl Reconciler {
 
     /// Looks for the cgroups of pods that are left alone; whether there is anything new.
     fn look_for_pods(&mut self, everywhere: bool) -> bool {
-        match self.pod_cgroups.look(&self.model.pods, &self.cgroup, everywhere, Instant::now()) {
+        match self.pod_cgroups.look(&self.model.pods, self.pods_known, &self.cgroup, everywhere, Instant::now()) {
             Ok(exempt) => {
                 self.faults.pods = None;
                 let is_new = exempt != self.exempt;

@@ -63,6 +63,9 @@ pub struct Status {
     pub pins: String,
     /// The hooks that are attached.
     pub hooks: Vec<Hook>,
+    /// The watches at the API server; empty with another source, or if the agent is gone.
+    #[serde(default)]
+    pub watches: Vec<Watch>,
     /// Frontends desired and installed.
     pub frontends: Tally,
     /// Backends installed.
@@ -101,6 +104,23 @@ pub struct Hook {
     pub adopted: Option<bool>,
     /// Instructions that the verifier processed; none where the kernel doesn't tell (before 5.16) or the agent is gone.
     pub verified_instructions: Option<u32>,
+}
+
+/// A watch at the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// What is watched.
+    pub name: String,
+    /// Seconds since it last listed everything; none if it never did.
+    pub synced_for_s: Option<u64>,
+    /// Seconds since it last told anything; none if it never did.
+    pub heard_before_s: Option<u64>,
+    /// Objects that are known by it and concern the agent, federated or not.
+    pub objects: usize,
+    /// Whether the API server has no such kind.
+    pub absent: bool,
+    /// Why it doesn't go on; what it told before stays.
+    pub problem: Option<String>,
 }
 
 /// How many should be there, and are.

@@ -8,6 +8,8 @@
 mod conventions;
 pub mod documents;
 pub mod joined;
+mod key;
+pub mod kubernetes;
 pub mod manifests;
 pub mod objects;
 
@@ -26,6 +28,10 @@ pub enum Event {
         /// Whether it is all of it.
         complete: bool,
     },
+    /// This node's pods have all been delivered, and will be as they come: one that was not is unknown.
+    PodsKnown,
+    /// The zone that the node is in.
+    Zone(Option<String>),
     /// All that is wrong now. It replaces what was said before; an empty list says that all is well again.
     Problems(Vec<Problem>),
 }
@@ -46,6 +52,8 @@ pub enum Origin {
     File(PathBuf, Option<usize>),
     /// An object of an API server, as `kind namespace/name`.
     Object(String),
+    /// A watch at an API server, by what is watched.
+    Watch(String),
 }
 
 impl fmt::Display for Problem {
@@ -59,7 +67,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File(path, Some(line)) => write!(f, "{}:{line}", path.display()),
             Self::File(path, None) => write!(f, "{}", path.display()),
-            Self::Object(object) => f.write_str(object),
+            Self::Object(text) | Self::Watch(text) => f.write_str(text),
         }
     }
 }

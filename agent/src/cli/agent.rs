@@ -10,6 +10,8 @@ use crate::{
     model::{ClusterName, Place},
     reconcile::{Reconciler, Waits},
     sources::{
+        Event as Told,
+        kubernetes::{self, KubernetesSource},
         manifests::ManifestSource,
         objects::{Options, cluster_name},
     },
@@ -39,15 +41,20 @@ const PODS: u32 = 4096;
 #[derive(Args)]
 pub(super) struct AgentArgs {
     /// A folder of manifests, as `kubectl get svc,endpointslices -o yaml` prints them; it is watched.
-    #[arg(long, env = "TOMBOLO_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
-    /// This cluster's id in the ClusterSet.
+    /// Without it an API server is watched: that of the cluster that the agent runs in, or the one of --kubeconfig.
+    #[arg(long, env = "TOMBOLO_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig", requires = "cluster")]
+    manifests: Option<PathBuf>,
+    /// Watch the API server that this kubeconfig's current context names.
+    #[arg(long, env = "TOMBOLO_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// This cluster's id in the ClusterSet. Without it the API server is asked, which has it as the ClusterProperty
+    /// cluster.clusterset.k8s.io.
     #[arg(long, env = "TOMBOLO_CLUSTER", value_name = "NAME", value_parser = cluster_name)]
-    cluster: ClusterName,
+    cluster: Option<ClusterName>,
     /// This node's name.
     #[arg(long, env = "TOMBOLO_NODE", value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node: String,
-    /// This node's zone.
+    /// This node's zone. Without it the API server is asked, which has it as a label of the Node.
     #[arg(long, env = "TOMBOLO_ZONE", value_name = "NAME")]
     zone: Option<String>,
     /// The cgroup to attach to. Without it: the one that holds all pods' cgroups if the agent runs in a pod, else the
@@ -114,9 +121,21 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
         None => cgroup::attach_point().context("find the cgroup to attach to (--cgroup names it)")?,
     };
     let cgroup = cgroup::named(&cgroup)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
     // Before anything is attached, so that an agent that can't go on changes nothing.
-    fs::read_dir(&args.manifests)
-        .with_context(|| format!("list manifests in {} (--manifests)", args.manifests.display()))?;
+    let client = match &args.manifests {
+        Some(dir) => {
+            fs::read_dir(dir).with_context(|| format!("list manifests in {} (--manifests)", dir.display()))?;
+            None
+        }
+        None => Some(runtime.block_on(kubernetes::connect(args.kubeconfig.as_deref()))?),
+    };
+    let cluster = match (args.cluster.clone(), &client) {
+        (Some(cluster), _) => cluster,
+        (None, Some(client)) => runtime.block_on(kubernetes::cluster_id(client))?,
+        (None, None) => bail!("--manifests don't say which cluster this is: name it with --cluster"),
+    };
     let socket = Socket::bind(&args.socket)?;
     let capacity = args.capacity();
     let pins = Pins::new(&args.pins);
@@ -125,18 +144,23 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
         udp_refusal: Duration::from_secs(args.udp_refusal.into()),
         take_over: Duration::from_secs(args.take_over_after.into()),
     };
-    let cluster = args.cluster.clone();
     let place = Place { cluster: cluster.clone(), node: args.node.clone(), zone: args.zone.clone() };
     let options = Options { cluster, node: args.node, all_services: args.all_services };
-    let source = ManifestSource::new(args.manifests, options);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("start the runtime")?.block_on(async {
+    let (watches, shown_watches) = watch::channel(Vec::new());
+    let source = match (args.manifests, client) {
+        (None, Some(client)) => {
+            Source::Kubernetes(KubernetesSource::new(client, options, args.zone.is_none(), watches))
+        }
+        (dir, _) => Source::Manifests(ManifestSource::new(dir.context("--manifests is given")?, options)),
+    };
+    runtime.block_on(async {
         let (facts, told) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(Changed::default());
         let (shown, views) = watch::channel(View::default());
         let driver = Driver::new(seed(&place.node), kernel.signs()?, told, changed, shown);
         let events = kernel.events()?;
         let reconciler = Reconciler::new(place, pins, cgroup, kernel, facts.clone(), views, &waits)?;
+        let reconciler = reconciler.with_watches(shown_watches);
         // Tasks of their own: while the loop writes large tables they go on, and a cluster that dies just then is found out.
         let (mut driver, mut told) = (tokio::spawn(driver.run()), tokio::spawn(pass_on(events, facts)));
         let health = async {
@@ -147,6 +171,21 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
         };
         serve(reconciler, changes, health, source, socket).await
     })
+}
+
+/// Where knowledge comes from.
+enum Source {
+    Manifests(ManifestSource),
+    Kubernetes(KubernetesSource),
+}
+
+impl Source {
+    async fn run(self, events: mpsc::Sender<Told>) -> anyhow::Result<()> {
+        match self {
+            Self::Manifests(source) => source.run(events).await.context("manifests"),
+            Self::Kubernetes(source) => source.run(events).await.context("API server"),
+        }
+    }
 }
 
 /// Another number for each node, the same after a restart.
@@ -171,7 +210,7 @@ async fn serve(
     reconciler: Reconciler,
     changes: watch::Receiver<Changed>,
     health: impl Future<Output = anyhow::Result<()>>,
-    source: ManifestSource,
+    source: Source,
     socket: Socket,
 ) -> anyhow::Result<()> {
     let (events, received) = mpsc::channel(QUEUE);
@@ -179,7 +218,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
-        ended = source.run(events) => ended.context("manifests")?,
+        ended = source.run(events) => ended?,
         ended = reconciler.run(received, questions, changes) => ended.context("reconcile")?,
         ended = health => ended.context("health")?,
         ended = socket.serve(asked) => ended.context("socket")?,

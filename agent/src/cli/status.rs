@@ -55,6 +55,7 @@ fn from_pins(args: &AskArgs, maps: &KernelMaps, installed: &Installed) -> anyhow
         cgroup: cgroup.map(|cgroup| cgroup.display().to_string()),
         pins: pins.dir().display().to_string(),
         hooks: HOOKS.iter().chain([&EGRESS]).filter(|hook| attached.contains_key(*hook)).map(hook).collect(),
+        watches: Vec::new(),
         frontends: Tally { desired: None, installed: report::count(installed.frontends().keys()) },
         backends: report::count_backends(installed),
         exempt_pods: installed.pods().len(),
@@ -94,6 +95,18 @@ fn found(findings: Findings) -> String {
     found.collect::<Vec<_>>().join(", ")
 }
 
+/// As in `Services: 12, synced for 80 s, heard 3 s ago`.
+fn watch_row(watch: &report::Watch) -> String {
+    let synced = match watch.synced_for_s {
+        Some(seconds) => format!("{}, synced for {seconds} s", watch.objects),
+        None if watch.absent => "the API server has none".to_owned(),
+        None => "not synced".to_owned(),
+    };
+    let heard = watch.heard_before_s.map(|seconds| format!(", heard {seconds} s ago"));
+    let failing = watch.problem.as_ref().map(|_| ", failing");
+    format!("{}: {synced}{}{}", watch.name, heard.unwrap_or_default(), failing.unwrap_or_default())
+}
+
 fn print(status: &Status) -> anyhow::Result<()> {
     let state = match (status.agent, status.ready) {
         (Agent::Running, true) => "ready",
@@ -115,6 +128,9 @@ fn print(status: &Status) -> anyhow::Result<()> {
             if hook.adopted == Some(true) { format!("{} (adopted)", hook.name) } else { hook.name.clone() }
         };
         rows.add_row(["hooks", &status.hooks.iter().map(hook).collect::<Vec<_>>().join(", ")]);
+    }
+    for watch in &status.watches {
+        rows.add_row(["watch", &watch_row(watch)]);
     }
     let frontends = match status.frontends.desired {
         Some(desired) => format!("{} installed, {desired} desired", status.frontends.installed),

@@ -97,33 +97,30 @@ pub fn pods_folders(cgroup: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The cgroups of the pods with these UIDs in one of these folders, of those that have one by now.
+/// The pods' cgroups in these folders, by UID.
 ///
-/// The kubelet names it by its cgroup driver, `podUID` or `…-podU_I_D.slice`, in a folder of its QoS class or directly.
-pub fn of_pods<'a>(
-    pods_folders: &[PathBuf],
-    uids: impl IntoIterator<Item = &'a str>,
-) -> anyhow::Result<BTreeMap<&'a str, PathBuf>> {
-    let mut uid_by_name = BTreeMap::new();
-    for uid in uids {
-        uid_by_name.insert(format!("pod{uid}"), uid);
-        uid_by_name.insert(format!("pod{}.slice", uid.replace('-', "_")), uid);
-    }
+/// The kubelet names one by its cgroup driver, `podUID` or `…-podU_I_D.slice`, in a folder of its QoS class or directly.
+pub fn pods(pods_folders: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     for folder in pods_folders {
         for dir in folders(folder)? {
             let is_class = ["burstable", "besteffort"].iter().any(|class| name_of(&dir).contains(class));
             let inside = if is_class { folders(&dir)? } else { Vec::new() };
             for pod in std::iter::once(dir).chain(inside) {
-                let name = name_of(&pod);
-                let name = name.rfind("-pod").map_or(name, |at| &name[at + 1..]);
-                if let Some(uid) = uid_by_name.get(name) {
-                    found.insert(*uid, pod);
+                if let Some(uid) = pod_uid(name_of(&pod)) {
+                    found.insert(uid, pod);
                 }
             }
         }
     }
     Ok(found)
+}
+
+/// The UID of the pod whose cgroup has this name, if a pod's can.
+fn pod_uid(name: &str) -> Option<String> {
+    let name = name.rfind("-pod").map_or(name, |at| &name[at + 1..]);
+    let uid = name.strip_prefix("pod")?;
+    Some(uid.strip_suffix(".slice").unwrap_or(uid).replace('_', "-")).filter(|uid| !uid.is_empty())
 }
 
 /// The cgroup with this id, if it is to be found.
@@ -282,9 +279,10 @@ mod tests {
         for name in folders {
             fs::create_dir_all(pods.path().join(name)).unwrap();
         }
-        let found = of_pods(&[pods.path().to_owned()], ["0af1-22", "9-9", "other", "not-there"]).unwrap();
+        fs::create_dir(pods.path().join("system")).unwrap();
+        let found = super::pods(&[pods.path().to_owned()]).unwrap();
         let expected = [("0af1-22", folders[1]), ("9-9", folders[2]), ("other", folders[0])];
-        assert_eq!(found, expected.map(|(uid, name)| (uid, pods.path().join(name))).into());
+        assert_eq!(found, expected.map(|(uid, name)| (uid.to_owned(), pods.path().join(name))).into());
     }
 
     #[test]

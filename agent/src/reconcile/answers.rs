@@ -118,6 +118,7 @@ impl Reconciler {
             cgroup: Some(self.cgroup.display().to_string()),
             pins: self.pins.dir().display().to_string(),
             hooks: kernel.attached.iter().map(hook).collect(),
+            watches: self.watches.borrow().clone(),
             frontends: report::Tally {
                 desired: Some(report::count(self.desired.services.keys())),
                 installed: report::count(installed.frontends().keys()),

@@ -1,4 +1,4 @@
-//! The cgroups of pods that are left alone, which appear some time after the objects.
+//! The cgroups of pods that are left alone, which appear some time after the objects, or before.
 
 use crate::{datapath::cgroup, model::Pod};
 use anyhow::ensure;
@@ -34,12 +34,16 @@ pub(super) struct Exempt {
 impl PodCgroups {
     /// Looks for those of `pods` below `cgroup`; `everywhere` there, or only where the kubelet was found to keep them.
     ///
+    /// If `pods` are `all` there are, a cgroup of any other pod is left alone until the pod is known: it may have a mesh
+    /// proxy.
+    ///
     /// # Errors
     ///
     /// What can't be looked at, or lies too deep or nobody knows how deep for the programs to find it.
     pub(super) fn look(
         &mut self,
         pods: &BTreeMap<String, Pod>,
+        all: bool,
         cgroup: &Path,
         everywhere: bool,
         now: Instant,
@@ -47,13 +51,13 @@ impl PodCgroups {
         let reasons: BTreeMap<&str, u32> =
             pods.iter().filter_map(|(uid, pod)| Some((uid.as_str(), exemption(pod)?))).collect();
         self.missing.retain(|uid, _| reasons.contains_key(uid.as_str()));
-        if reasons.is_empty() {
+        if reasons.is_empty() && !all {
             return Ok(Exempt::default());
         }
-        if everywhere {
+        if everywhere || self.folders.is_empty() {
             self.folders = cgroup::pods_folders(cgroup)?;
         }
-        let found = cgroup::of_pods(&self.folders, reasons.keys().copied())?;
+        let found = cgroup::pods(&self.folders)?;
         for &uid in reasons.keys().filter(|uid| !found.contains_key(**uid)) {
             if !self.missing.contains_key(uid) {
                 debug!(pod = %pods[uid].name, uid, "pod has no cgroup yet");
@@ -64,9 +68,11 @@ impl PodCgroups {
         let mut exempt = Exempt::default();
         let mut levels = BTreeSet::new();
         for (uid, dir) in found {
+            let unknown = (all && is_uid(&uid) && !pods.contains_key(&uid)).then_some(exempt::UNKNOWN);
+            let Some(reason) = reasons.get(uid.as_str()).copied().or(unknown) else { continue };
             // Gone since it was found: then so are its sockets.
             let Ok(id) = cgroup::id(&dir) else { continue };
-            exempt.pods.insert(id, reasons[uid]);
+            exempt.pods.insert(id, reason);
             levels.insert(cgroup::level(&dir)?);
         }
         exempt.level = levels.first().copied().unwrap_or(0);
@@ -81,6 +87,11 @@ impl PodCgroups {
     pub(super) fn is_waiting(&self, now: Instant) -> bool {
         self.missing.values().any(|since| now.duration_since(*since) < STARTING)
     }
+}
+
+/// Whether the kubelet may have named a pod's cgroup by this: others keep cgroups there too whose names begin alike.
+fn is_uid(text: &str) -> bool {
+    text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 /// Why a pod is left alone, if it is: a value of [`exempt`].

@@ -13,10 +13,10 @@ mod settle;
 mod tests;
 mod watch;
 
-use super::{Origin, Problem, documents, joined::Joined, objects::Options};
+use super::{Origin, Problem, documents, joined::Joined, key::Key, objects::Options};
 use crate::model::Change;
 use anyhow::Context;
-use file::{Contents, Entry, Key, Object};
+use file::{Contents, Entry, Object};
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
     ffi::{OsStr, OsString},

@@ -13,7 +13,7 @@ mod traffic;
 
 pub use field::{Field, ObjectError, Step};
 pub use names::barred;
-pub use pod::pod;
+pub use pod::{pod, pod_uid};
 pub use service::{ServiceImport, ServiceImportSpec, service, service_import};
 pub use slice::slice;
 

@@ -4,6 +4,7 @@ use crate::{
     model::{Change, ObjectName, Pod, Service, ServiceKind, ServiceRef, Slice},
     sources::{
         documents::{self, Document, Unreadable},
+        key::Key,
         objects::{self, Field, ObjectError, Options, Seen, ServiceImport, Step},
     },
 };
@@ -12,19 +13,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, mem,
+    mem,
     sync::Arc,
 };
 use tracing::debug;
-
-/// What makes an object the same one in another file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Service(ServiceRef),
-    Slice(ObjectName),
-    /// By its UID: a pod of the same name may be another one.
-    Pod(String),
-}
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Object {
@@ -221,19 +213,6 @@ impl Key {
                 });
                 Change::Pod(uid.clone(), pod)
             }
-        }
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Service(name) => match name.kind {
-                ServiceKind::Service => write!(f, "Service {name}"),
-                ServiceKind::ServiceImport => write!(f, "ServiceImport {name}"),
-            },
-            Self::Slice(name) => write!(f, "EndpointSlice {name}"),
-            Self::Pod(uid) => write!(f, "Pod with UID {uid}"),
         }
     }
 }

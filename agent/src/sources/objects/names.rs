@@ -38,6 +38,9 @@ pub(super) const ISTIO_GLOBAL: &str = "istio.io/global";
 /// Annotation of pods, written by Istio's node agent when it has taken the pod in.
 pub(super) const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
 
+/// Annotation of pods that the kubelet has from a file: the UID that it knows them by.
+pub(super) const MIRROR_POD: &str = "kubernetes.io/config.mirror";
+
 /// On slices: the Service whose last resort these endpoints are.
 pub(super) const FALLBACK_FOR: &str = "tombolo.io/fallback-for";
 /// On slices: `gateway` or `pod`.
