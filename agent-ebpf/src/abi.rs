@@ -107,6 +107,8 @@ pub mod map {
     pub const AFFINITY: &str = "AFFINITY";
     /// Written by programs: per-CPU array of `u64`, by [`Counter`](super::Counter).
     pub const COUNTERS: &str = "COUNTERS";
+    /// Written by a program, not pinned: array of cgroup ids (`u64`), [`MAX_DEPTH`](super::MAX_DEPTH) of them.
+    pub const ANCESTORS: &str = "ANCESTORS";
 }
 
 /// A virtual address as a client dials it, in network byte order; IPv4 as an IPv4-mapped IPv6 address.

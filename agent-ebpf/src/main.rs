@@ -31,6 +31,7 @@ mod abort;
 mod affinity;
 mod choose;
 mod connect;
+mod depth;
 mod egress;
 mod events;
 mod family;

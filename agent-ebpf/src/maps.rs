@@ -15,8 +15,8 @@ use core::{
 };
 use tombolo_ebpf::abi::{
     AffinityKey, AffinityValue, Armed, Backend, BackendKey, BackendState, Cluster, ClusterState, Config, Counter,
-    EVENTS_BYTES, FrontendKey, MAX_ARMED, MAX_CLUSTERS, MAX_ORIGINS, MemberKey, Origin, Service, ServiceName, Slot,
-    UdpOrigin,
+    EVENTS_BYTES, FrontendKey, MAX_ARMED, MAX_CLUSTERS, MAX_DEPTH, MAX_ORIGINS, MemberKey, Origin, Service,
+    ServiceName, Slot, UdpOrigin,
 };
 
 /// A hash that user space alone writes and that takes memory only for what is in it.
@@ -65,6 +65,9 @@ pub static UDP_ORIGIN: SkStorage<UdpOrigin> = SkStorage::new();
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+#[map]
+pub static ANCESTORS: Array<u64> = Array::with_max_entries(MAX_DEPTH, 0);
 
 /// A map whose elements are found by their number.
 pub trait Numbered<T> {

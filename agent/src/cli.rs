@@ -2,6 +2,10 @@
 
 mod agent;
 mod backends;
+mod check;
+mod crds;
+mod link;
+mod mirror;
 mod services;
 mod status;
 mod unload;
@@ -34,6 +38,14 @@ pub struct Cli {
 enum Command {
     /// Run the node agent: program the kernel from manifests.
     Agent(agent::AgentArgs),
+    /// Run the mirror: bring the peers' endpoints into this cluster.
+    Mirror(mirror::MirrorArgs),
+    /// Install the CRDs that the mirror works with, unless newer ones are there.
+    Crds(crds::CrdsArgs),
+    /// Say what is wrong with this cluster's links. Exit status 0 only if nothing is.
+    Check(check::CheckArgs),
+    /// Print what has to be applied where so that this cluster imports from another one.
+    Link(link::LinkArgs),
     /// Remove from the kernel everything that an agent pinned, and nothing else.
     Unload(unload::UnloadArgs),
     /// Say how the agent is. Exit status 0 only if it is ready.
@@ -84,6 +96,10 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Agent(args) => agent::run(args).map(|()| ExitCode::SUCCESS),
+            Command::Mirror(args) => mirror::run(args).map(|()| ExitCode::SUCCESS),
+            Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
+            Command::Check(args) => check::run(&args),
+            Command::Link(args) => link::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Unload(args) => unload::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Status(args) => status::run(&args),
             Command::Services(args) => services::run(&args).map(|()| ExitCode::SUCCESS),

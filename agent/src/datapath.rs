@@ -5,6 +5,7 @@ mod attach;
 mod bpf;
 pub mod cgroup;
 pub mod clock;
+mod depth;
 mod egress;
 mod events;
 mod foreign;
@@ -84,6 +85,8 @@ pub struct Kernel {
     pub attached: Vec<Attached>,
     /// Instructions that the verifier processed, by hook.
     pub verified: Vec<(String, u32)>,
+    /// How many cgroups lie above the hierarchy's root as it is seen from here; none if that can't be told.
+    pub mount_level: Option<u32>,
     /// Reads what programs that were built for debugging say.
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
@@ -150,6 +153,13 @@ impl Kernel {
         // Maps that aren't filled yet are not pinned, so that they aren't taken for those that programs serve from.
         let mut ebpf = load_object((!waits).then_some(pins), &capacity)?;
         let verified = attach::load(&mut ebpf)?;
+        let mount_level = match depth::of_mount(&mut ebpf) {
+            Ok(level) => Some(level),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "how deep the mounted cgroup hierarchy lies can't be told");
+                None
+            }
+        };
         let log = ebpf
             .map("AYA_LOGS")
             .is_some()
@@ -164,6 +174,7 @@ impl Kernel {
             capacity,
             attached: Vec::new(),
             verified,
+            mount_level,
             log,
             ebpf,
             pins: pins.clone(),

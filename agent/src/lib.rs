@@ -5,6 +5,7 @@ pub mod cli;
 pub mod control;
 pub mod datapath;
 pub mod health;
+pub mod mirror;
 pub mod model;
 pub mod plan;
 pub mod prefixes;

@@ -123,7 +123,7 @@ impl Reconciler {
         views: watch::Receiver<View>,
         waits: &Waits,
     ) -> anyhow::Result<Self> {
-        let capacity = kernel.capacity;
+        let (capacity, pod_cgroups) = (kernel.capacity, PodCgroups::new(kernel.mount_level));
         Ok(Self {
             writer: Writer::new(kernel, capacity, place.cluster.clone())?,
             place,
@@ -136,7 +136,7 @@ impl Reconciler {
             refusing: Refusing::new(waits.udp_refusal),
             taking_over: TakingOver::new(waits.take_over),
             desired: Desired::default(),
-            pod_cgroups: PodCgroups::default(),
+            pod_cgroups,
             exempt: Exempt::default(),
             pods_known: false,
             watches: watch::channel(Vec::new()).1,

@@ -1,10 +1,11 @@
 //! An API server that is gone for a minute, while endpoints change.
 
 use super::{
-    followed::Followed,
+    followed::{Followed, PATIENCE},
     objects::{NAMESPACE, delete, ground, patch, put_mirrored, put_service},
     server::Server,
 };
+use anyhow::Context;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client, api::ListParams};
 use serde_json::json;
@@ -13,8 +14,10 @@ use std::{
     net::IpAddr,
     time::{Duration, Instant},
 };
+use tokio::time::timeout;
 use tombolo::{
     model::{ObjectName, Slice},
+    report::Watch,
     sources::objects::{self, Seen},
 };
 
@@ -66,10 +69,15 @@ async fn what_changed_while_the_api_server_was_gone_is_found_once_it_is_back() -
         back.elapsed().as_secs_f64()
     );
     followed.until("all well", |it| it.problems.is_empty()).await?;
-    let shown = followed.watches.wait_for(|watches| watches.iter().all(|watch| watch.problem.is_none())).await?.clone();
-    let mirrored = shown.iter().find(|watch| watch.name == "EndpointSlices of other clusters").unwrap();
-    assert!(mirrored.synced_for_s.unwrap() < OUTAGE.as_secs(), "its history was gone, so it has listed again");
-    assert_eq!(mirrored.objects, expected.len());
+    // Its history was gone, so it has listed again, which is shown a moment later.
+    let is_mirrored = |watch: &&Watch| watch.name == "EndpointSlices of other clusters";
+    let has_listed = |watches: &Vec<Watch>| {
+        let mirrored = watches.iter().find(is_mirrored);
+        mirrored.is_some_and(|watch| watch.synced_for_s.is_some_and(|seconds| seconds < OUTAGE.as_secs()))
+            && watches.iter().all(|watch| watch.problem.is_none())
+    };
+    let shown = timeout(PATIENCE, followed.watches.wait_for(has_listed)).await.context("listed again")??.clone();
+    assert_eq!(shown.iter().find(is_mirrored).unwrap().objects, expected.len());
 
     let written = Instant::now();
     patch::<EndpointSlice>(&admin, "added", json!({"endpoints": [{"addresses": ["10.1.2.9"]}]})).await?;

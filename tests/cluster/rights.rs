@@ -5,6 +5,7 @@ use super::{
     objects::{define, ground, kind, put_defined, put_mirrored},
     server::Server,
 };
+use anyhow::Context;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ async fn a_missing_right_is_named_and_once_granted_it_is_used() -> anyhow::Resul
     followed.until("node", |it| said(it, "Node node-1: RBAC grants no get on nodes")).await?;
     assert_eq!((followed.synced, followed.slices()), (None, Vec::new()));
 
-    grant(&admin, rules()).await?;
+    grant(&admin).await?;
     followed.until("synced", |it| it.synced == Some(true)).await?;
     assert_eq!(followed.slices(), ["shop/web-east"]);
     followed.until("all well", |it| it.problems.is_empty()).await?;
@@ -41,19 +42,32 @@ async fn a_missing_right_is_named_and_once_granted_it_is_used() -> anyhow::Resul
     Ok(())
 }
 
-/// As the README lists them.
-fn rules() -> Value {
-    json!([
-        {"apiGroups": [""], "resources": ["services", "pods"], "verbs": ["list", "watch"]},
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]},
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-        {"apiGroups": ["multicluster.x-k8s.io"], "resources": ["serviceimports"], "verbs": ["list", "watch"]},
-        {"apiGroups": ["about.k8s.io"], "resources": ["clusterproperties"], "verbs": ["get"]},
-    ])
+#[test]
+fn the_agent_is_granted_nothing_that_changes_anything() -> anyhow::Result<()> {
+    for rule in role()?.rules.unwrap_or_default() {
+        let reads = |verb: &String| ["get", "list", "watch"].contains(&verb.as_str());
+        let is_named = |resource: &String| resource != "*" && resource != "secrets";
+        let resources = rule.resources.unwrap_or_default();
+        anyhow::ensure!(
+            rule.verbs.iter().all(reads) && resources.iter().all(is_named),
+            "{:?} {resources:?}",
+            rule.verbs
+        );
+    }
+    Ok(())
 }
 
-async fn grant(admin: &Client, rules: Value) -> anyhow::Result<()> {
-    let role: ClusterRole = serde_json::from_value(json!({"metadata": {"name": "tombolo"}, "rules": rules}))?;
+/// What `deploy/` grants.
+fn role() -> anyhow::Result<ClusterRole> {
+    let text = include_str!("../../deploy/agent/rbac.yaml");
+    let document = text.split("\n---\n").find(|document| document.contains("kind: ClusterRole\n"));
+    let role: Value = serde_saphyr::from_str(document.context("there is no ClusterRole")?)?;
+    Ok(serde_json::from_value(role)?)
+}
+
+async fn grant(admin: &Client) -> anyhow::Result<()> {
+    let mut role = role()?;
+    role.metadata.name = Some("tombolo".to_owned());
     Api::all(admin.clone()).create(&PostParams::default(), &role).await?;
     let binding: ClusterRoleBinding = serde_json::from_value(json!({
         "metadata": {"name": "tombolo"},

@@ -1,32 +1,35 @@
 //! An API server with its etcd: processes of its own in a folder of its own.
 
 use anyhow::{Context, ensure};
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
 use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    Api, Client, Config,
+    api::PostParams,
+    config::{Cluster, KubeConfigOptions, Kubeconfig},
 };
+use serde_json::json;
 use std::{
     env, fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
+use tombolo::mirror::links::credentials;
 
 /// How long an API server may take to be ready: it takes some seconds of processor time on a machine that may be busy.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// The first port; each server takes ten.
-const PORTS: u16 = 27_000;
-static STARTED: AtomicU16 = AtomicU16::new(0);
+/// Where ports are taken, ten a server: below those that the kernel gives away, above those of `cargo xtask kube`.
+const PORTS: std::ops::Range<u16> = 27_000..29_000;
+const BLOCK: u16 = 10;
 
 pub(crate) struct Server {
     folder: TempDir,
     programs: PathBuf,
-    port: u16,
+    ports: Ports,
     etcd: Child,
     api: [Option<Child>; 2],
 }
@@ -43,7 +46,8 @@ impl Server {
             return Ok(None);
         }
         let folder = tempfile::tempdir()?;
-        let port = PORTS + 10 * STARTED.fetch_add(1, Ordering::Relaxed);
+        let ports = Ports::take()?;
+        let port = ports.first;
         let key = folder.path().join("sa.key");
         let make = |arguments: &[&str]| -> anyhow::Result<()> {
             let made =
@@ -71,7 +75,7 @@ impl Server {
             ]),
             "etcd",
         )?;
-        let mut server = Self { folder, programs, port, etcd, api: [None, None] };
+        let mut server = Self { folder, programs, ports, etcd, api: [None, None] };
         server.start_api(0).await?;
         Ok(Some(server))
     }
@@ -81,7 +85,7 @@ impl Server {
         let name = format!("kube-apiserver-{which}");
         let mut command = Command::new(self.programs.join("kube-apiserver"));
         command.args([
-            &format!("--etcd-servers=http://127.0.0.1:{}", self.port + 1),
+            &format!("--etcd-servers=http://127.0.0.1:{}", self.ports.first + 1),
             "--bind-address=127.0.0.1",
             &format!("--secure-port={}", self.api_port(which)),
             &format!("--cert-dir={name}"),
@@ -134,6 +138,61 @@ impl Server {
         Ok(file)
     }
 
+    /// A kubeconfig that holds everything itself, of whoever has this token.
+    pub(crate) fn kubeconfig_with(&self, which: usize, token: &str) -> anyhow::Result<String> {
+        let authority = self.folder.path().join(format!("kube-apiserver-{which}/apiserver.crt"));
+        let cluster = Cluster {
+            server: Some(format!("https://127.0.0.1:{}", self.api_port(which))),
+            certificate_authority: Some(authority.display().to_string()),
+            ..Cluster::default()
+        };
+        credentials::kubeconfig("test", &cluster, None, token)
+    }
+
+    /// Applies objects as the administrator.
+    pub(crate) fn apply(&self, text: &str) -> anyhow::Result<()> {
+        let mut child = Command::new(self.programs.join("kubectl"))
+            .args(["apply", "--server-side", "--field-manager=test", "-f", "-", "--kubeconfig"])
+            .arg(self.kubeconfig(0, "admin")?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start kubectl")?;
+        child.stdin.take().context("its input")?.write_all(text.as_bytes())?;
+        let ended = child.wait_with_output()?;
+        ensure!(ended.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&ended.stderr));
+        Ok(())
+    }
+
+    /// Applies a file of this repository.
+    pub(crate) fn apply_file(&self, file: &str) -> anyhow::Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+        self.apply(&fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?).context(file.to_owned())
+    }
+
+    /// A token of a service account, which it makes if it isn't there.
+    pub(crate) async fn token(&self, account: &str, seconds: i64) -> anyhow::Result<String> {
+        let (namespace, name) = account.split_once('/').context("namespace/name")?;
+        let admin = self.client(0, "admin").await?;
+        self.apply(&format!(
+            "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {name}, namespace: {namespace}}}}}"
+        ))?;
+        let request: TokenRequest =
+            serde_json::from_value(json!({"spec": {"expirationSeconds": seconds, "audiences": []}}))?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(admin, namespace);
+        let made = accounts.create_token_request(name, &PostParams::default(), &request).await?;
+        Ok(made.status.context("a token")?.token)
+    }
+
+    /// A client with a token.
+    pub(crate) async fn client_with(&self, token: &str) -> anyhow::Result<Client> {
+        let text = self.kubeconfig_with(0, token)?;
+        let config =
+            Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&text)?, &KubeConfigOptions::default()).await?;
+        Ok(Client::try_from(config)?)
+    }
+
     pub(crate) async fn client(&self, which: usize, user: &str) -> anyhow::Result<Client> {
         let read = Kubeconfig::read_from(self.kubeconfig(which, user)?)?;
         let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
@@ -150,7 +209,7 @@ impl Server {
     }
 
     fn ask_etcd(&self, path: &str, body: &str) -> anyhow::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port + 1))?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports.first + 1))?;
         let length = body.len();
         write!(
             stream,
@@ -164,7 +223,7 @@ impl Server {
     }
 
     fn api_port(&self, which: usize) -> u16 {
-        self.port + if which == 0 { 0 } else { 5 }
+        self.ports.first + if which == 0 { 0 } else { 5 }
     }
 }
 
@@ -176,6 +235,27 @@ impl Drop for Server {
                 println!("process {} not ended: {error}", child.id());
             }
         }
+    }
+}
+
+/// Ports of one server.
+struct Ports {
+    first: u16,
+    /// Bound to the last one, which nobody else uses: whoever looks for ports meanwhile passes these by.
+    _taken: TcpListener,
+}
+
+impl Ports {
+    /// Takes ten that are free. Other test programs may look for some at the same time.
+    fn take() -> anyhow::Result<Self> {
+        let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        for first in PORTS.step_by(BLOCK.into()) {
+            let Ok(taken) = bind(first + BLOCK - 1) else { continue };
+            if (first..first + BLOCK - 1).all(|port| bind(port).is_ok()) {
+                return Ok(Self { first, _taken: taken });
+            }
+        }
+        anyhow::bail!("no ten ports of {PORTS:?} are free")
     }
 }
 

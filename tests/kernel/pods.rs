@@ -55,7 +55,7 @@ fn a_pod_that_is_exempt_is_left_alone_with_all_its_containers_and_no_other_pod_i
 
     let id = |cgroup: &Arc<ThreadCgroup>| cgroup.id().unwrap();
     ground.desired.pods = BTreeMap::from([(id(&guaranteed), exempt::MESHED), (id(&burstable), exempt::OPTED_OUT)]);
-    ground.desired.pod_level = cgroup::level(ground.client.cgroup.path()).unwrap() + 1;
+    ground.desired.pod_level = cgroup::level_below_mount(ground.client.cgroup.path()).unwrap() + 1;
     ground.install();
     check(&ground, &exempt_ones, &others);
 

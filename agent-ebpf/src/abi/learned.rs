@@ -4,6 +4,9 @@
 //! Times are nanoseconds since boot as `bpf_ktime_get_ns` counts them (`CLOCK_MONOTONIC`); pods are told by the cookie of
 //! their network namespace (`SO_NETNS_COOKIE`).
 
+/// Cgroups above one another that are told of at most.
+pub const MAX_DEPTH: u32 = 32;
+
 /// What programs learn about a backend: one cache line.
 ///
 /// A backend is *out* until `ejected_until`: for the pod that found it failing, and for everybody once a second pod did

@@ -346,5 +346,7 @@ pub(super) fn file_system_magic(path: &Path) -> io::Result<i64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: filled, since the call succeeded.
-    Ok(unsafe { stat.assume_init() }.f_type)
+    let stat = unsafe { stat.assume_init() };
+    #[allow(clippy::unnecessary_cast, reason = "musl has another type for it than glibc")]
+    Ok(stat.f_type as i64)
 }

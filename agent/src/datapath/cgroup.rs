@@ -3,6 +3,7 @@
 use super::bpf::{CGROUP2_MAGIC, file_system_magic};
 use anyhow::{Context, bail, ensure};
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt,
@@ -42,14 +43,9 @@ pub fn named(cgroup: &Path) -> anyhow::Result<PathBuf> {
     fs::canonicalize(cgroup).with_context(|| format!("find the full path of cgroup {}", cgroup.display()))
 }
 
-/// How many cgroups lie above this one, down from the hierarchy's root.
-pub fn level(cgroup: &Path) -> anyhow::Result<u32> {
+/// How many cgroups lie above this one, down from what is mounted as the hierarchy's root.
+pub fn level_below_mount(cgroup: &Path) -> anyhow::Result<u32> {
     let mount = mount()?;
-    ensure!(
-        !is_namespaced(&mount),
-        "{} is a part of the cgroup hierarchy, and how deep it lies can't be told from here: mount the node's /sys/fs/cgroup",
-        mount.display()
-    );
     let below = cgroup
         .strip_prefix(&mount)
         .with_context(|| format!("{} is not below the cgroup2 hierarchy at {}", cgroup.display(), mount.display()))?;
@@ -153,7 +149,7 @@ pub fn mount() -> anyhow::Result<PathBuf> {
 
 /// The mount of the whole hierarchy, where there are several; a container may see its own part of it as well.
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    let mut best: Option<(usize, PathBuf)> = None;
+    let mut best = None;
     for line in mountinfo.lines() {
         let (fields, tail) = line.split_once(" - ")?;
         if tail.split(' ').next() != Some("cgroup2") {
@@ -161,10 +157,13 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
         }
         let mut fields = fields.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        // `/../..` is a folder above our own cgroup namespace's root: the higher, the more of the hierarchy.
+        // `/../..` is a folder above our own cgroup namespace's root, `/a/b` one below it: the higher, the more of the
+        // hierarchy.
         let above = root.matches("..").count();
-        if best.as_ref().is_none_or(|(most, _)| above > *most) {
-            best = Some((above, PathBuf::from(unescape(point))));
+        let below = root.split('/').filter(|part| !part.is_empty() && *part != "..").count();
+        let height = (above, Reverse(below));
+        if best.as_ref().is_none_or(|(highest, _)| height > *highest) {
+            best = Some((height, PathBuf::from(unescape(point))));
         }
     }
     best.map(|(_, mount)| mount)
@@ -176,7 +175,7 @@ fn unescape(path: &str) -> String {
 }
 
 /// The cgroup of this process. By name, or in a cgroup namespace of its own by looking for its process id.
-fn own(mount: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn own(mount: &Path) -> anyhow::Result<PathBuf> {
     let cgroups = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
     let name = cgroups.lines().find_map(|line| line.strip_prefix("0::/"));
     let name = name.context("this process is in no cgroup of the cgroup2 hierarchy")?;
@@ -195,7 +194,7 @@ fn own(mount: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Whether the hierarchy at `mount` reaches above this process' own cgroup namespace: only a root has no `cgroup.type`.
-fn is_namespaced(mount: &Path) -> bool {
+pub(super) fn is_namespaced(mount: &Path) -> bool {
     mount.join("cgroup.type").exists()
 }
 
@@ -264,6 +263,14 @@ mod tests {
 30 1 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup rw
 31 1 0:26 /../../.. /host/my\\040cgroup rw - cgroup2 cgroup rw";
         assert_eq!(cgroup2_mount(mountinfo), Some(PathBuf::from("/host/my cgroup")));
+    }
+
+    #[test]
+    fn a_container_s_own_cgroup_is_not_taken_for_the_node_s() {
+        let mountinfo = "\
+30 1 0:26 /kubepods/besteffort/pod1/c1 /sys/fs/cgroup/unified ro - cgroup2 cgroup rw
+31 1 0:26 / /host/cgroup/unified ro - cgroup2 cgroup rw";
+        assert_eq!(cgroup2_mount(mountinfo), Some(PathBuf::from("/host/cgroup/unified")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The cgroups of pods that are left alone, which appear some time after the objects, or before.
 
 use crate::{datapath::cgroup, model::Pod};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -14,8 +14,10 @@ use tracing::debug;
 const STARTING: Duration = Duration::from_secs(60);
 
 /// Looks for cgroups.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PodCgroups {
+    /// How many cgroups lie above what is mounted as the root; none if that isn't known.
+    mount_level: Option<u32>,
     /// Where they may be.
     folders: Vec<PathBuf>,
     /// Since when pods have been without a cgroup, by UID.
@@ -32,6 +34,11 @@ pub(super) struct Exempt {
 }
 
 impl PodCgroups {
+    /// Has found nothing yet.
+    pub(super) fn new(mount_level: Option<u32>) -> Self {
+        Self { mount_level, folders: Vec::new(), missing: BTreeMap::new() }
+    }
+
     /// Looks for those of `pods` below `cgroup`; `everywhere` there, or only where the kubelet was found to keep them.
     ///
     /// If `pods` are `all` there are, a cgroup of any other pod is left alone until the pod is known: it may have a mesh
@@ -73,7 +80,8 @@ impl PodCgroups {
             // Gone since it was found: then so are its sockets.
             let Ok(id) = cgroup::id(&dir) else { continue };
             exempt.pods.insert(id, reason);
-            levels.insert(cgroup::level(&dir)?);
+            let mount_level = self.mount_level.context("how deep pods' cgroups lie can't be told from here")?;
+            levels.insert(mount_level + cgroup::level_below_mount(&dir)?);
         }
         exempt.level = levels.first().copied().unwrap_or(0);
         ensure!(

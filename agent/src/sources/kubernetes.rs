@@ -11,6 +11,7 @@
 //! An API server that can't be reached, or refuses, takes nothing away: what was listed stays, and `tombolo status` says
 //! since when. A watch whose history is gone lists again, and what was deleted meanwhile is found by what the list lacks.
 
+mod connect;
 mod failure;
 mod follow;
 mod holders;
@@ -26,6 +27,8 @@ mod selector;
 #[cfg(test)]
 mod tests;
 
+pub use connect::{connect, connect_as};
+pub(crate) use failure::chain;
 pub use node::cluster_id;
 
 use super::{Event, Problem, objects::Options};
@@ -34,15 +37,11 @@ use anyhow::{Context, bail};
 use follow::{Shared, follow};
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
 use known::{Known, State};
-use kube::{
-    Api, Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-    runtime::watcher,
-};
+use kube::{Api, Client, runtime::watcher};
 use news::{Failure, News, Watch};
 use reach::Reach;
 use rounds::Names;
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
@@ -56,10 +55,6 @@ const SOURCE_CLUSTER: &str = "multicluster.kubernetes.io/source-cluster";
 const FALLBACK_FOR: &str = "tombolo.io/fallback-for";
 /// Objects that one answer lists at most, so that a large list is never in memory as a whole.
 const PAGE: u32 = 500;
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long a connection may be silent: on a watch that is well a bookmark comes every minute.
-const SILENCE: Duration = Duration::from_secs(90);
 /// News that may wait, and that are taken in at once.
 const QUEUE: usize = 1024;
 /// How long names of local members are collected before they are watched, and how far rounds are apart.
@@ -74,29 +69,6 @@ pub struct KubernetesSource {
     options: Options,
     wants_zone: bool,
     shown: watch::Sender<Vec<report::Watch>>,
-}
-
-/// A client of the API server that a kubeconfig's current context names; without one, of the cluster that this pod is in.
-///
-/// # Errors
-///
-/// The file can't be read or used, or this is no pod. Whether the server answers shows later.
-pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let mut config = match kubeconfig {
-        Some(file) => {
-            let context = || format!("use kubeconfig {}", file.display());
-            let read = Kubeconfig::read_from(file).with_context(context)?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.with_context(context)?
-        }
-        None => Config::incluster()
-            .context("find the API server: this is no pod with a service account (--kubeconfig and --manifests name other sources)")?,
-    };
-    config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(SILENCE);
-    config.reset_reader_on_write = true;
-    // When to try again is decided here, for all watches together.
-    config.default_retry = false;
-    Client::try_from(config).context("make a client of the API server")
 }
 
 impl KubernetesSource {

@@ -5,7 +5,7 @@
 
 mod field;
 mod marks;
-mod names;
+pub(crate) mod names;
 mod pod;
 mod service;
 mod slice;

@@ -57,7 +57,7 @@ impl Failure {
 }
 
 /// An error with its causes, each once: many repeat their cause.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     // What kube's own word adds is that it is kube's.
     let mut text = error.to_string().trim_start_matches("ServiceError: ").to_owned();
     let mut cause = error.source();

@@ -53,7 +53,8 @@ where
     R::Kind: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let resource = resource(watch);
-    let mut events = pin!(watcher(api, config));
+    let begin = || watcher(api.clone(), config.clone());
+    let mut events = pin!(begin());
     // Whether a list is being read; failures since something was heard.
     let (mut listing, mut failures) = (true, 0_u32);
     loop {
@@ -94,7 +95,11 @@ where
                 }
                 match &failure {
                     Failure::Unreachable(reason) => shared.reach.regain(reason).await,
-                    Failure::Expired => sleep(RELIST.mul_f64(pace::chance())).await,
+                    Failure::Expired => {
+                        sleep(RELIST.mul_f64(pace::chance())).await;
+                        // A server may refuse the request itself, after which the old stream would ask the same again.
+                        events.set(begin());
+                    }
                     Failure::Absent => return Ok(Ended::Absent),
                     Failure::Refused(reason) => {
                         if failures == 0 {

@@ -240,14 +240,17 @@ fn affinity(kind: Option<&str>, config: Option<&SessionAffinityConfig>) -> Resul
 }
 
 fn local_member(meta: &ObjectMeta) -> Result<Option<String>, ObjectError> {
-    match annotation(meta, names::LINKERD_LOCAL_DISCOVERY).map(str::trim) {
-        None | Some("") => Ok(None),
-        Some(name) if names::is_label(name) => Ok(Some(name.to_owned())),
-        Some(other) => {
-            let field = Field::annotation(names::LINKERD_LOCAL_DISCOVERY);
-            Err(field.wrong(format!("{other:?} is not the name of a Service of this namespace")))
+    for name in [names::LOCAL_MEMBER, names::LINKERD_LOCAL_DISCOVERY] {
+        match annotation(meta, name).map(str::trim) {
+            None | Some("") => {}
+            Some(member) if names::is_label(member) => return Ok(Some(member.to_owned())),
+            Some(other) => {
+                let reason = format!("{other:?} is not the name of a Service of this namespace");
+                return Err(Field::annotation(name).wrong(reason));
+            }
         }
     }
+    Ok(None)
 }
 
 #[cfg(test)]

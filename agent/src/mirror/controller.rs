@@ -1,0 +1,558 @@
+//! The loop between the watches and the writer: takes news in, finds what is dirty, has it written. Decides nothing itself.
+
+use super::{
+    gateway,
+    import::Problem,
+    lease::{Standing, Terms},
+    links::{
+        follow::Shown,
+        status::{Facts, StatusWriter},
+    },
+    lookup::Lookups,
+    peer::{PeerTask, Sorted},
+    plan, probe,
+    queue::Queue,
+    serve::View,
+    source::{self, Link, LinkName, McsVersions, Origin},
+    validate::{Refusal, Refused},
+    watch::{self, News, Teller, Told, Watched},
+    world::{Change, ImportKey, ImportKind, OwnAddresses, World},
+    writer::{Done, Writer},
+};
+use crate::model::{ClusterName, ObjectName};
+use anyhow::{Context, bail};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, watch as shown},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{info, warn};
+
+/// News that are taken in before what they made dirty is looked at.
+const BATCH: usize = 1024;
+/// Imports that are written at once.
+const WRITERS: usize = 16;
+/// How long what is dirty is looked at before news are taken in again.
+const TURN: Duration = Duration::from_millis(20);
+/// How often pods of a peer that is lost are dialled.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Objects that one peer may have: far more than a cluster has, and few enough to be held.
+const OBJECTS: usize = 200_000;
+/// How often it is said how links stand.
+const REPORT: Duration = Duration::from_secs(1);
+/// How often ports of the gateway that have rested long enough are given up.
+const GATEWAY: Duration = Duration::from_secs(600);
+
+/// A peer that was given as a flag: its link, and a client of its API server.
+pub struct PeerConfig {
+    /// The link's name.
+    pub name: LinkName,
+    /// The link.
+    pub link: Link,
+    /// A client that can read what [`mirror`](crate::mirror) needs of it.
+    pub client: Client,
+}
+
+/// What a mirror is told at its start.
+pub struct Setup {
+    /// The own cluster's id.
+    pub cluster: ClusterName,
+    /// A client of the own API server.
+    pub own: Client,
+    /// Peers that were given as flags.
+    pub peers: Vec<PeerConfig>,
+    /// The gateway by which others come in, if there is to be one.
+    pub gateway: Option<gateway::Config>,
+    /// When a peer that isn't heard is lost. Link objects have terms of their own.
+    pub terms: Terms,
+}
+
+/// Runs a mirror until a part of it ends.
+///
+/// Nothing is written before `links` are known: what a link brought in must not be taken for nobody's. How each link stands is
+/// shown through `view`.
+///
+/// # Errors
+///
+/// A part of it ended by itself.
+pub async fn run(
+    setup: Setup,
+    mut links: shown::Receiver<Option<Shown>>,
+    view: shown::Sender<View>,
+) -> anyhow::Result<()> {
+    let Setup { cluster, own, peers, gateway, terms } = setup;
+    let (told, mut news) = mpsc::unbounded_channel();
+    let mut controller = Controller::new(cluster, own.clone(), told.clone());
+    controller.world.set_gateway(gateway);
+    for watched in Watched::OWN {
+        let teller = Teller::new(Origin::Own, 0, told.clone());
+        controller.tasks.spawn(watch::follow(own.clone(), watched, teller));
+    }
+    for peer in peers {
+        controller.add(peer, terms);
+    }
+    let mut status = StatusWriter::new(own);
+    let mut report = interval(REPORT);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let due = controller.due();
+        tokio::select! {
+            Some(told) = news.recv() => {
+                controller.take(told);
+                for _ in 0..BATCH {
+                    let Ok(told) = news.try_recv() else { break };
+                    controller.take(told);
+                }
+            }
+            Some(written) = controller.writes.join_next() => controller.written(written.context("write")?),
+            Some(probed) = controller.probes.join_next() => controller.probed(probed.context("probe")?),
+            Some((host, found)) = controller.lookups.answered() => controller.world.apply(Change::Host(host, found)),
+            Some(ended) = controller.tasks.join_next() => {
+                ended.context("watch")?;
+                bail!("a watch ended by itself");
+            }
+            changed = links.changed() => {
+                changed.context("links are not followed any more")?;
+                let shown = links.borrow_and_update().clone();
+                if let Some(shown) = shown {
+                    controller.link(shown).await;
+                }
+            }
+            _ = report.tick() => {
+                let now = controller.facts();
+                status.report(&now);
+                let links = now.into_iter().map(|(facts, _)| facts).collect();
+                drop(view.send_replace(View { leads: true, is_synced: controller.is_synced(), links }));
+            }
+            () = sleep_until(due.into()) => {}
+        }
+        controller.settle();
+    }
+}
+
+struct Controller {
+    world: World,
+    writer: Writer,
+    peers: BTreeMap<LinkName, PeerTask>,
+    /// Whether Link objects were listed.
+    links_known: bool,
+    own_listed: BTreeSet<Watched>,
+    /// Kinds that the own API server doesn't have: those of the MCS API, if at all.
+    absent: BTreeSet<Watched>,
+    nodes: BTreeMap<String, OwnAddresses>,
+    told: mpsc::UnboundedSender<Told>,
+    tasks: JoinSet<()>,
+    versions: McsVersions,
+    writes: JoinSet<(ImportKey, Vec<Done>, Option<String>)>,
+    queue: Queue,
+    /// Whether there is more to look at than there was time for.
+    is_behind: bool,
+    /// Versions of own objects that were written: what watches tell of older ones is not so any more.
+    written: BTreeMap<(Watched, ObjectName), u64>,
+    probes: JoinSet<(LinkName, Option<bool>)>,
+    lookups: Lookups,
+    /// When the ports of the gateway are looked at for the time alone that has passed.
+    gateway_at: Instant,
+    refused: BTreeMap<ImportKey, Refused>,
+    problems: BTreeMap<ImportKey, BTreeSet<Problem>>,
+}
+
+impl Controller {
+    fn new(cluster: ClusterName, own: Client, told: mpsc::UnboundedSender<Told>) -> Self {
+        Self {
+            world: World::new(cluster),
+            writer: Writer::new(own),
+            peers: BTreeMap::new(),
+            links_known: false,
+            own_listed: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            told,
+            tasks: JoinSet::new(),
+            versions: McsVersions::default(),
+            writes: JoinSet::new(),
+            queue: Queue::default(),
+            is_behind: false,
+            written: BTreeMap::new(),
+            probes: JoinSet::new(),
+            lookups: Lookups::default(),
+            gateway_at: Instant::now(),
+            refused: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, peer: PeerConfig, terms: Terms) {
+        let mut task = PeerTask::new(peer.name.clone(), terms, self.told.clone());
+        task.connect(peer.client, None);
+        self.peers.insert(peer.name.clone(), task);
+        self.world.apply(Change::Link(peer.name, Some(Box::new(peer.link))));
+    }
+
+    /// Brings what runs to what Link objects ask for.
+    async fn link(&mut self, shown: Shown) {
+        self.links_known = true;
+        let is_gone = |(name, task): (&LinkName, &PeerTask)| {
+            (task.wanted.is_some() && !shown.links.contains_key(name)).then(|| name.clone())
+        };
+        for name in self.peers.iter().filter_map(is_gone).collect::<Vec<_>>() {
+            info!(link = %name, "link gone; what it brought in goes too");
+            self.peers.remove(&name);
+            self.world.apply(Change::Link(name, None));
+        }
+        for (name, wanted) in shown.links {
+            let task = self.peers.entry(name.clone()).or_insert_with(|| {
+                info!(link = %name, cluster = %wanted.link.cluster.0, "link found");
+                PeerTask::new(name.clone(), wanted.terms, self.told.clone())
+            });
+            let known = task.wanted.as_ref();
+            if known.is_none_or(|known| known.link != wanted.link) {
+                self.world.apply(Change::Link(name.clone(), Some(Box::new(wanted.link.clone()))));
+            }
+            if let Some(problem) = &wanted.problem
+                && known.and_then(|known| known.problem.as_ref()) != Some(problem)
+            {
+                warn!(link = %name, problem, "link can't be understood; it runs on as it was");
+            }
+            task.lease.set_terms(wanted.terms);
+            task.is_linkerds = wanted.link.is_linkerds;
+            match &wanted.credentials {
+                Ok(credentials) if task.uses(credentials) => {}
+                Ok(credentials) => match credentials.client().await {
+                    Ok(client) => task.connect(client, Some(credentials.clone())),
+                    Err(reason) => task.refused = Some(reason),
+                },
+                Err(reason) => {
+                    let before = known.and_then(|known| known.credentials.as_ref().err());
+                    if before != Some(reason) {
+                        warn!(link = %name, reason, "no credential for a link; what is known stays");
+                    }
+                }
+            }
+            task.wanted = Some(wanted);
+        }
+    }
+
+    fn take(&mut self, told: Told) {
+        let now = Instant::now();
+        let Told { origin, round, watched, news, .. } = told;
+        let Origin::Link(link) = &origin else { return self.heard(&origin, watched, news, now) };
+        let Some(task) = self.peers.get_mut(link) else { return };
+        if let Sorted::Taken(all) = task.sort(round, watched, news, now) {
+            for (watched, news) in all {
+                self.heard(&origin, watched, news, now);
+            }
+        }
+    }
+
+    /// Takes in what counts.
+    fn heard(&mut self, origin: &Origin, watched: Option<Watched>, news: News, now: Instant) {
+        match (news, watched) {
+            (News::Change(_, _, change), _) if self.is_too_much(origin, &change) => {}
+            (News::Change(name, version, change), watched) => {
+                let is_old = *origin == Origin::Own && watched.is_some_and(|it| self.is_old(it, name, version));
+                if !is_old {
+                    self.world.apply(*change);
+                }
+            }
+            (News::Version(version), Some(watched)) if *origin == Origin::Own => {
+                match watched {
+                    Watched::Exports => self.versions.exports = version,
+                    _ => self.versions.imports = version,
+                }
+                self.world.apply(Change::Versions(self.versions));
+            }
+            (News::Node(name, node), _) => {
+                match node {
+                    Some(node) => drop(self.nodes.insert(name, OwnAddresses::of_node(&node))),
+                    None => drop(self.nodes.remove(&name)),
+                }
+                self.tell_addresses();
+            }
+            (News::Listed(names), Some(watched)) => {
+                self.absent.remove(&watched);
+                self.listed(origin, watched, &names, now);
+            }
+            (News::Absent, Some(watched)) => {
+                if *origin == Origin::Own {
+                    self.absent.insert(watched);
+                }
+                self.listed(origin, watched, &BTreeSet::new(), now);
+            }
+            (News::Failed(reason), _) if *origin == Origin::Own => {
+                warn!(?watched, reason, "watch failed; what is known stays")
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an own object was written since it was as a watch tells.
+    fn is_old(&mut self, watched: Watched, name: ObjectName, version: Option<u64>) -> bool {
+        let key = (watched, name);
+        let Some(written) = self.written.get(&key) else { return false };
+        let is_old = version.is_some_and(|version| version < *written);
+        if !is_old {
+            self.written.remove(&key);
+        }
+        is_old
+    }
+
+    /// Whether a peer brings in more objects than any should, by one that may be new. What is known of it stays.
+    fn is_too_much(&mut self, origin: &Origin, change: &Change) -> bool {
+        let Origin::Link(link) = origin else { return false };
+        let is_there =
+            matches!(change, Change::Service(.., Some(_)) | Change::Slice(.., Some(_)) | Change::Export(.., Some(_)));
+        if !is_there || self.world.object_count(origin) < OBJECTS {
+            return false;
+        }
+        if let Some(task) = self.peers.get_mut(link) {
+            task.overflow();
+        }
+        true
+    }
+
+    /// What is known and wasn't listed is gone.
+    fn listed(&mut self, origin: &Origin, watched: Watched, names: &BTreeSet<ObjectName>, now: Instant) {
+        let Some(cluster) = self.world.cluster(origin) else { return };
+        let known: BTreeSet<ObjectName> = match watched {
+            Watched::Services => cluster.services.keys().cloned().collect(),
+            Watched::Exports => cluster.exports.keys().cloned().collect(),
+            Watched::Slices => self.world.slice_names(origin),
+            Watched::Imports => self.world.own.imports.keys().cloned().collect(),
+            Watched::Namespaces => {
+                let name = |name: &String| ObjectName { namespace: String::new(), name: name.clone() };
+                self.world.own.namespaces.iter().map(name).collect()
+            }
+            Watched::Nodes => {
+                self.nodes.retain(|name, _| names.iter().any(|listed| listed.name == *name));
+                BTreeSet::new()
+            }
+        };
+        for name in known.difference(names) {
+            if *origin == Origin::Own {
+                self.written.remove(&(watched, name.clone()));
+            }
+            if let Some(change) = watch::removal(watched, origin, name.clone()) {
+                self.world.apply(change);
+            }
+        }
+        if watched == Watched::Nodes {
+            self.tell_addresses();
+        }
+        match origin {
+            Origin::Own => {
+                if self.own_listed.insert(watched) {
+                    info!(?watched, objects = names.len(), "own cluster listed");
+                }
+            }
+            Origin::Link(link) => {
+                let Some(task) = self.peers.get_mut(link) else { return };
+                task.listed(watched);
+                if task.has_listed() {
+                    // A kind that the peer lacks is looked for, and listed as none, again and again.
+                    if self.world.peers.get(link).is_some_and(|peer| !peer.is_listed) {
+                        info!(%link, "peer listed");
+                    }
+                    task.lease.listed(now);
+                    self.world.apply(Change::Listed(link.clone()));
+                }
+            }
+        }
+    }
+
+    /// The own cluster's addresses are those of all its nodes.
+    fn tell_addresses(&mut self) {
+        let mut all = OwnAddresses::default();
+        for node in self.nodes.values() {
+            all.hosts.extend(&node.hosts);
+            all.ready_nodes.extend(&node.ready_nodes);
+            all.pod_ranges.extend(&node.pod_ranges);
+        }
+        all.pod_ranges.sort();
+        self.world.apply(Change::Addresses(all));
+    }
+
+    /// Has what is dirty written. Nothing before the own cluster is known: what is there must not be made again.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        self.judge(now);
+        for host in self.lookups.follow(&self.world.gateway_hosts(), now) {
+            self.world.apply(Change::Host(host, BTreeSet::new()));
+        }
+        if self.gateway_at <= now {
+            self.gateway_at = now + GATEWAY;
+            let root = self.world.own.gateway.as_ref().map(gateway::root);
+            root.into_iter().for_each(|root| self.world.touch(root));
+        }
+        if !self.is_synced() {
+            return;
+        }
+        for key in self.world.take_dirty() {
+            self.queue.push(key);
+        }
+        let has_mcs = self.absent.is_empty();
+        let timestamp = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        self.is_behind = false;
+        while self.writes.len() < WRITERS {
+            if now.elapsed() >= TURN {
+                self.is_behind = true;
+                break;
+            }
+            let is_ready = |key: &ImportKey| has_mcs || key.kind != ImportKind::ServiceImport;
+            let Some(key) = self.queue.pop(now, is_ready) else { break };
+            let (imported, steps) = plan::steps(&self.world, &key, &timestamp);
+            self.note(&key, imported.refused, imported.problems);
+            if steps.is_empty() {
+                self.queue.settled(&key);
+                continue;
+            }
+            let (writer, versions) = (self.writer.clone(), self.versions);
+            self.queue.begin(key.clone());
+            self.writes.spawn(async move {
+                let (done, failure) = writer.perform(steps, versions).await;
+                (key, done, failure)
+            });
+        }
+    }
+
+    /// Whether links and the own cluster's objects are known.
+    fn is_synced(&self) -> bool {
+        self.links_known && self.own_listed.len() == Watched::OWN.len()
+    }
+
+    /// Tells what is newly wrong, and what a peer newly offers that it must not.
+    fn note(&mut self, key: &ImportKey, refused: Refused, problems: BTreeSet<Problem>) {
+        let known = self.problems.remove(key).unwrap_or_default();
+        for problem in problems.difference(&known) {
+            warn!(import = %key.object, %problem, "not imported as it should be");
+        }
+        if !problems.is_empty() {
+            self.problems.insert(key.clone(), problems);
+        }
+        for ((link, reason), count) in &refused {
+            let before = self.refused.get(key).and_then(|known| known.get(&(link.clone(), *reason)));
+            if before.is_none_or(|before| before < count) {
+                warn!(%link, import = %key.object, %reason, count, "endpoints refused");
+            }
+        }
+        if refused.is_empty() {
+            drop(self.refused.remove(key))
+        } else {
+            drop(self.refused.insert(key.clone(), refused))
+        }
+    }
+
+    fn written(&mut self, (key, done, failure): (ImportKey, Vec<Done>, Option<String>)) {
+        for Done { watched, name, version, change } in done {
+            match version {
+                Some(version) => drop(self.written.insert((watched, name), version)),
+                None => drop(self.written.remove(&(watched, name))),
+            }
+            self.world.apply(change);
+        }
+        match failure {
+            None => self.queue.done(key),
+            Some(reason) => {
+                let object = key.object.clone();
+                let tries = self.queue.failed(key, Instant::now());
+                warn!(import = %object, reason, tries, "write failed; to be tried again");
+            }
+        }
+    }
+
+    /// How peers stand, and whether those that are lost answer at all.
+    fn judge(&mut self, now: Instant) {
+        for (link, task) in &mut self.peers {
+            let standing = task.lease.standing(now);
+            if standing != task.shown {
+                info!(%link, ?standing, "peer stands otherwise");
+                task.shown = standing;
+                self.world.apply(Change::Standing(link.clone(), standing));
+            }
+            if !matches!(standing, Standing::Lost { .. }) {
+                task.probe_at = None;
+            } else if task.probe_at.is_none_or(|at| at <= now) {
+                task.probe_at = Some(now + PROBE_EVERY);
+                let targets = probe::targets(&self.world, link);
+                let link = link.clone();
+                self.probes.spawn(async move { (link, probe::answers(targets).await) });
+            }
+        }
+    }
+
+    fn probed(&mut self, (link, answered): (LinkName, Option<bool>)) {
+        if let (Some(task), Some(answered)) = (self.peers.get_mut(&link), answered) {
+            task.lease.probed(answered);
+        }
+    }
+
+    /// How each link stands, and what its object's status says.
+    fn facts(&self) -> Vec<(Facts, source::Told)> {
+        let mut counts: BTreeMap<&LinkName, usize> = BTreeMap::new();
+        for key in self.world.imports() {
+            let links: BTreeSet<_> =
+                self.world.exporters(key).filter_map(|(exporter, _)| watch::link(&exporter.0)).collect();
+            for link in links {
+                *counts.entry(link).or_default() += 1;
+            }
+        }
+        let mut endpoints: BTreeMap<&ClusterName, usize> = BTreeMap::new();
+        for placed in self.world.own.placed.values().flat_map(BTreeMap::values) {
+            *endpoints.entry(&placed.content.cluster).or_default() += placed.endpoints.len();
+        }
+        let mut refused: BTreeMap<&LinkName, BTreeMap<Refusal, u32>> = BTreeMap::new();
+        for ((link, reason), count) in self.refused.values().flatten() {
+            let known = refused.entry(link).or_default().entry(*reason).or_default();
+            *known = known.saturating_add(*count);
+        }
+        let facts = |(name, task): (&LinkName, &PeerTask)| {
+            let link = &self.world.peers.get(name)?.link;
+            let wanted = task.wanted.as_ref();
+            let credentials = wanted.and_then(|wanted| wanted.credentials.as_ref().ok());
+            let unusable = wanted.and_then(|wanted| wanted.credentials.as_ref().err()).or(task.refused.as_ref());
+            let failures = task.failure.iter().chain(task.problems.values()).cloned();
+            let failures = failures.chain(task.overflow.map(str::to_owned)).collect();
+            let facts = Facts {
+                name: name.clone(),
+                object: wanted.map(|it| (it.definer.clone(), it.version.0.clone(), it.version.1)),
+                cluster: link.cluster.clone(),
+                problem: wanted.and_then(|wanted| wanted.problem.clone()),
+                unusable: unusable.cloned(),
+                expires: credentials.and_then(|credentials| credentials.validity()),
+                is_unverified: credentials.is_some_and(|credentials| credentials.is_unverified()),
+                is_connected: task.is_connected(),
+                failures,
+                standing: task.shown,
+                heard: task.heard,
+                round_trip: task.round_trip,
+                exported: self.world.export_count(name),
+                imported: counts.get(name).copied().unwrap_or(0),
+                endpoints: endpoints.get(&link.cluster).copied().unwrap_or(0),
+                refused: refused.get(name).cloned().unwrap_or_default(),
+            };
+            Some((facts, wanted.map(|wanted| wanted.told.clone()).unwrap_or_default()))
+        };
+        self.peers.iter().filter_map(facts).collect()
+    }
+
+    /// When something is due without any news.
+    fn due(&self) -> Instant {
+        let now = Instant::now();
+        let leases = self.peers.values().flat_map(|task| [task.lease.next(now), task.probe_at]).flatten();
+        if self.is_behind {
+            return now;
+        }
+        leases
+            .chain(self.queue.due())
+            .chain(self.lookups.next())
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(now + Duration::from_secs(60))
+    }
+}

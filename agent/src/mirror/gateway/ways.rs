@@ -1,0 +1,112 @@
+//! What of the gateway is to be looked at again when something changes, and where peers' gateways are.
+
+use super::{Config, root};
+use crate::{
+    mirror::{
+        conventions,
+        source::{Gateway, LinkName, Origin, Transport},
+        validate::check,
+        world::{Cluster, ImportKey, ImportKind, World},
+    },
+    model::{ObjectName, Path},
+};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+impl Cluster {
+    /// The Services of its gateway that have a port for `service`.
+    pub fn ways_to(&self, service: &ObjectName) -> impl Iterator<Item = &Gateway> {
+        self.gateways.to(service).filter_map(|name| self.services.get(name)?.gateway.as_deref())
+    }
+}
+
+impl World {
+    /// Says what gateway the own cluster has for others; none by default. What there is of another one goes.
+    pub fn set_gateway(&mut self, config: Option<Config>) {
+        if let Some(config) = &config {
+            self.touch(root(config));
+        }
+        self.own.gateway = config;
+    }
+
+    /// Where a gateway is, as far as its names are known.
+    pub fn addresses_of(&self, gateway: &Gateway) -> BTreeSet<IpAddr> {
+        let named = gateway.hosts.iter().filter_map(|host| self.hosts.get(host)).flatten();
+        gateway.addresses.iter().chain(named).copied().collect()
+    }
+
+    /// Where a peer's ready endpoint of `service` is dialled by TCP over `path`, if that may be.
+    pub(in crate::mirror) fn target(&self, name: &LinkName, service: &ObjectName, path: Path) -> Option<SocketAddr> {
+        let peer = self.peers.get(name)?;
+        let may_be = |address: IpAddr| check(self, name, &peer.link, path, address).is_ok();
+        let mut slices = peer.cluster.slices.get(service)?.values();
+        if path == Path::Gateway {
+            slices.flat_map(|slice| &slice.endpoints).find(|endpoint| endpoint.ready)?;
+            return peer.cluster.ways_to(service).find_map(|gateway| {
+                let claims = gateway.claims.iter();
+                let (port, _) = claims
+                    .filter(|(port, _)| port.protocol == Transport::Tcp)
+                    .find(|(_, claim)| claim.target.service == *service && claim.released.is_none())?;
+                let address = self.addresses_of(gateway).into_iter().find(|address| may_be(*address))?;
+                Some(SocketAddr::new(address, *gateway.outside.get(port)?))
+            });
+        }
+        slices.find_map(|slice| {
+            let port = slice.ports.iter().find(|port| port.protocol == Transport::Tcp)?;
+            let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.ready && may_be(endpoint.address))?;
+            Some(SocketAddr::new(endpoint.address, port.port))
+        })
+    }
+
+    /// The host names of all peers' gateways.
+    pub fn gateway_hosts(&self) -> BTreeSet<&str> {
+        let gateways = self.peers.values().flat_map(|peer| {
+            let names = peer.cluster.gateways.all();
+            names.iter().filter_map(|name| peer.cluster.services.get(name)?.gateway.as_deref())
+        });
+        gateways.flat_map(|gateway| &gateway.hosts).map(String::as_str).collect()
+    }
+
+    /// A host name stands for other addresses now.
+    pub(in crate::mirror) fn apply_host(&mut self, host: String, addresses: BTreeSet<IpAddr>) {
+        if self.hosts.get(&host).unwrap_or(&BTreeSet::new()) == &addresses {
+            return;
+        }
+        let mut led = Vec::new();
+        for (link, peer) in &self.peers {
+            for name in peer.cluster.gateways.all() {
+                let gateway = peer.cluster.services.get(name).and_then(|service| service.gateway.as_deref());
+                let claims = gateway.filter(|gateway| gateway.hosts.contains(&host)).into_iter();
+                let services = claims.flat_map(|gateway| gateway.claims.values()).map(|claim| &claim.target.service);
+                led.extend(services.map(|service| (Origin::Link(link.clone()), service.clone())));
+            }
+        }
+        if addresses.is_empty() {
+            self.hosts.remove(&host);
+        } else {
+            self.hosts.insert(host, addresses);
+        }
+        led.iter().for_each(|exporter| self.touch_exports(exporter));
+    }
+
+    /// An object of the own cluster changed that the gateway may lead to, or be.
+    pub(in crate::mirror) fn touch_gateway(&mut self, name: &ObjectName) {
+        self.touch_gateway_slices(name);
+        let Some(config) = &self.own.gateway else { return };
+        let cluster = &self.own.cluster;
+        let is_led_to = cluster.gateways.to(name).next().is_some() || conventions::is_exported(name, cluster);
+        if is_led_to || name.namespace == config.namespace {
+            let root = root(config);
+            self.touch(root);
+        }
+    }
+
+    /// The endpoints of a Service of the own cluster changed.
+    pub(in crate::mirror) fn touch_gateway_slices(&mut self, service: &ObjectName) {
+        let gateways = self.own.cluster.gateways.to(service).cloned();
+        let keys: Vec<ImportKey> = gateways.map(|object| ImportKey { kind: ImportKind::Gateway, object }).collect();
+        keys.into_iter().for_each(|key| self.touch(key));
+    }
+}

@@ -1,0 +1,149 @@
+//! Tests: peers that are lost, silent, stale, not heard yet, and back.
+
+use super::*;
+use crate::mirror::{lease::Standing, source::LinkName};
+
+#[test]
+fn a_lost_peer_keeps_its_endpoints_ready_and_is_marked() {
+    let mut scene = demo();
+    scene.settle();
+    let before = scene.endpoints("frontend-federated");
+    stands(&mut scene, "east", Standing::Lost { silent: false });
+    assert_eq!(scene.endpoints("frontend-federated"), before);
+    assert_eq!(peer_state_of(&scene, "east"), json!("lost"));
+    assert_eq!(peer_state_of(&scene, "north"), json!(null));
+    assert_eq!(deletions(&scene), 0);
+}
+
+#[test]
+fn a_lost_peer_whose_pods_are_silent_is_unready_and_nothing_is_deleted() {
+    let mut scene = demo();
+    scene.settle();
+    stands(&mut scene, "east", Standing::Lost { silent: true });
+    assert_eq!(scene.endpoints("frontend-federated")[0], "east 10.108.0.10 http=8080 unready");
+    assert_eq!(deletions(&scene), 0);
+    stands(&mut scene, "east", Standing::Fresh);
+    assert_eq!(scene.endpoints("frontend-federated")[0], "east 10.108.0.10 http=8080");
+    assert_eq!(peer_state_of(&scene, "east"), json!(null));
+}
+
+#[test]
+fn a_stale_peer_is_for_the_agent_only() {
+    let mut scene = demo();
+    scene.settle();
+    stands(&mut scene, "east", Standing::Stale);
+    assert_eq!(scene.endpoints("frontend-federated")[0], "!east 10.108.0.10 http=8080 unready");
+    assert_eq!(peer_state_of(&scene, "east"), json!("stale"));
+}
+
+#[test]
+fn a_removed_peers_endpoints_go_and_the_services_stay() {
+    let mut scene = demo();
+    scene.service("east", "api", flat(), http());
+    scene.slice("east", "api", &["10.108.0.20"], ("http", 8080));
+    scene.settle();
+    stands(&mut scene, "east", Standing::Removed);
+    assert_eq!(scene.endpoints("frontend-federated").len(), 2);
+    assert_eq!(scene.endpoints("api-east"), [""; 0]);
+    assert!(scene.has(Kind::Service, "api-east"), "with its ClusterIP");
+    stands(&mut scene, "east", Standing::Fresh);
+    assert_eq!(scene.endpoints("api-east"), ["east 10.108.0.20 http=8080"]);
+}
+
+#[test]
+fn a_mirror_that_starts_takes_nothing_away_before_a_peer_was_listed() {
+    let mut scene = demo();
+    scene.service("east", "api", flat(), http());
+    scene.slice("east", "api", &["10.108.0.20"], ("http", 8080));
+    scene.service("east", "orders", json!({}), http());
+    scene.slice("east", "orders", &["10.108.0.30"], ("http", 8080));
+    scene.export("east", "orders", 1, json!({}));
+    scene.settle();
+    let mut restarted = restarted(&scene);
+    restarted.settle();
+    assert_eq!(restarted.written, []);
+    // North comes first, and what of it has changed meanwhile is put right, while east hangs.
+    restarted.service("north", "frontend", member(), http());
+    restarted.slice("north", "frontend", &["10.116.0.11"], ("http", 8080));
+    restarted.world.apply(Change::Listed(LinkName("north".to_owned())));
+    restarted.settle();
+    let derived = conventions::derived_name(&name("orders")).name;
+    assert_eq!(restarted.endpoints(&derived), ["east 10.108.0.30 http=8080"]);
+    assert_eq!(restarted.endpoints("api-east"), ["east 10.108.0.20 http=8080"]);
+    assert_eq!(
+        restarted.endpoints("frontend-federated")[..2],
+        ["east 10.108.0.10 http=8080", "north 10.116.0.11 http=8080"]
+    );
+    // East is listed at last: what it no longer has was deleted while the mirror was down.
+    restarted.service("east", "frontend", member(), http());
+    restarted.slice("east", "frontend", &["10.108.0.10"], ("http", 8080));
+    restarted.world.apply(Change::Listed(LinkName("east".to_owned())));
+    restarted.settle();
+    assert_eq!(
+        restarted.names().iter().filter(|name| name.starts_with("Service ")).collect::<Vec<_>>(),
+        ["Service shop/frontend-federated"]
+    );
+    assert!(!restarted.has(Kind::Import, "orders") && !restarted.has(Kind::Service, "api-east"));
+}
+
+#[test]
+fn a_peer_that_is_not_heard_for_very_long_is_given_up_even_if_it_was_never_listed() {
+    let mut scene = demo();
+    scene.settle();
+    let mut restarted = restarted(&scene);
+    restarted.settle();
+    stands(&mut restarted, "east", Standing::Lost { silent: false });
+    assert_eq!(peer_state_of(&restarted, "east"), json!("lost"));
+    stands(&mut restarted, "east", Standing::Stale);
+    assert!(restarted.endpoints("frontend-federated")[0].starts_with("!east "));
+    stands(&mut restarted, "east", Standing::Removed);
+    assert!(restarted.endpoints("frontend-federated").iter().all(|it| !it.contains("east")));
+}
+
+#[test]
+fn a_link_that_goes_takes_along_what_only_it_brought() {
+    let mut scene = demo();
+    scene.service("east", "api", flat(), http());
+    scene.slice("east", "api", &["10.108.0.20"], ("http", 8080));
+    scene.settle();
+    scene.world.apply(Change::Link(LinkName("east".to_owned()), None));
+    scene.settle();
+    assert!(!scene.has(Kind::Service, "api-east"));
+    assert_eq!(scene.endpoints("frontend-federated"), ["north 10.116.0.10 http=8080", "west 10.100.0.10 http=8080"]);
+}
+
+#[test]
+fn what_a_mirror_made_in_a_peer_is_not_passed_on() {
+    let mut scene = Scene::linked(&["east"]);
+    let meta = json!({
+        "labels": {
+            "mirror.linkerd.io/mirrored-service": "true", "mirror.linkerd.io/exported": "remote-discovery",
+            "mirror.linkerd.io/federated": "member", "istio.io/global": "true",
+        },
+    });
+    scene.service("east", "api", meta, http());
+    scene.slice("east", "api", &["10.116.0.1"], ("http", 8080));
+    scene.settle();
+    assert_eq!(scene.names(), [""; 0]);
+}
+
+/// The own cluster is listed before anything is written.
+fn restarted(scene: &Scene) -> Scene {
+    let mut restarted = scene.restarted(&["east", "north"]);
+    restarted.service("", "frontend", member(), http());
+    restarted.slice("", "frontend", &["10.100.0.10"], ("http", 8080));
+    restarted
+}
+
+fn stands(scene: &mut Scene, link: &str, standing: Standing) {
+    scene.world.apply(Change::Standing(LinkName(link.to_owned()), standing));
+    scene.settle();
+}
+
+fn peer_state_of(scene: &Scene, cluster: &str) -> Value {
+    let labels = |object: &Value| object["metadata"]["labels"].clone();
+    let slice = scene.objects.iter().find(|((kind, _), object)| {
+        *kind == Kind::Slice && labels(object)["multicluster.kubernetes.io/source-cluster"] == json!(cluster)
+    });
+    labels(slice.unwrap().1)["tombolo.io/peer-state"].clone()
+}

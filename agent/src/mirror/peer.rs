@@ -1,0 +1,260 @@
+//! A peer while it is linked: its watches, its lease, and what is wrong with it. Decides nothing about endpoints.
+//!
+//! Peers don't delay each other. Each has connections and tasks of its own, so one that hangs hangs alone; its news go through a queue of
+//! its own length ([`watch::WAITING`]), so one that floods waits for itself; a heartbeat tells a server that is silent from
+//! one that has nothing to tell. What it brings in is bounded by its link's quota, what is held of it by a number of objects, and what
+//! one answer may be by its size.
+//!
+//! Watches run in rounds. A round with a new credential runs beside the one before until it has listed everything: a
+//! credential that is wrong, or not valid yet, takes nothing away.
+
+use super::{
+    lease::{Lease, Standing, Terms},
+    links::{book::Wanted, credentials::Credentials},
+    source::{LinkName, Origin},
+    watch::{self, News, Teller, Told, Watched},
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::{info, warn};
+
+/// How often a peer's API server is asked whether it answers, and how long it may take.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A peer.
+pub(super) struct PeerTask {
+    name: LinkName,
+    pub(super) lease: Lease,
+    current: Option<Round>,
+    /// With a credential that is tried.
+    next: Option<Round>,
+    rounds: u64,
+    told: mpsc::UnboundedSender<Told>,
+    /// Whether it is reached with a credential of Linkerd's.
+    pub(super) is_linkerds: bool,
+    /// The object that defines the link; none for one that was given as a flag.
+    pub(super) wanted: Option<Wanted>,
+    /// Whether it failed since it was heard last: then the watches begin anew, and what was missed is found.
+    has_failed: bool,
+    /// Why it doesn't answer.
+    pub(super) failure: Option<String>,
+    /// Why a credential that is tried is of no use so far.
+    pub(super) refused: Option<String>,
+    /// That it has too many objects, if it had.
+    pub(super) overflow: Option<&'static str>,
+    /// Why kinds of objects can't be watched.
+    pub(super) problems: BTreeMap<Watched, String>,
+    pub(super) probe_at: Option<Instant>,
+    pub(super) shown: Standing,
+    /// When it was heard last.
+    pub(super) heard: Option<Timestamp>,
+    /// How long it takes to answer.
+    pub(super) round_trip: Option<Duration>,
+}
+
+/// Watches with one client.
+struct Round {
+    id: u64,
+    client: Client,
+    credentials: Option<Credentials>,
+    tasks: JoinSet<()>,
+    listed: BTreeSet<Watched>,
+    /// Whether all was listed with this client, in this round or one before.
+    is_proven: bool,
+    /// What it told while it was tried.
+    kept: Vec<(Option<Watched>, News)>,
+}
+
+/// What becomes of news of a peer.
+pub(super) enum Sorted {
+    /// They count, in this order.
+    Taken(Vec<(Option<Watched>, News)>),
+    /// They are of a round that is over, or kept for later.
+    Left,
+}
+
+impl PeerTask {
+    pub(super) fn new(name: LinkName, terms: Terms, told: mpsc::UnboundedSender<Told>) -> Self {
+        Self {
+            name,
+            lease: Lease::new(terms, Instant::now()),
+            current: None,
+            next: None,
+            rounds: 0,
+            told,
+            is_linkerds: false,
+            wanted: None,
+            has_failed: false,
+            failure: None,
+            refused: None,
+            overflow: None,
+            problems: BTreeMap::new(),
+            probe_at: None,
+            shown: Standing::Fresh,
+            heard: None,
+            round_trip: None,
+        }
+    }
+
+    /// Whether it was reached with what it is watched with now.
+    pub(super) fn is_connected(&self) -> bool {
+        self.current.as_ref().is_some_and(|round| round.listed.len() == Watched::PEER.len()) && !self.has_failed
+    }
+
+    /// Whether all was listed in this round.
+    pub(super) fn has_listed(&self) -> bool {
+        self.current.as_ref().is_some_and(|round| round.listed.len() == Watched::PEER.len())
+    }
+
+    /// That a kind of object was listed.
+    pub(super) fn listed(&mut self, watched: Watched) {
+        self.problems.remove(&watched);
+        if let Some(round) = &mut self.current {
+            round.listed.insert(watched);
+            round.is_proven |= round.listed.len() == Watched::PEER.len();
+        }
+    }
+
+    /// Whether `credentials` are those that it is watched with, or that are tried.
+    pub(super) fn uses(&self, credentials: &Credentials) -> bool {
+        let round = self.next.as_ref().or(self.current.as_ref());
+        round.is_some_and(|round| round.credentials.as_ref() == Some(credentials))
+    }
+
+    /// Watches with this client from now on; with one that already listed everything, until the new one has too.
+    pub(super) fn connect(&mut self, client: Client, credentials: Option<Credentials>) {
+        let is_proven = self.current.as_ref().is_some_and(|round| round.is_proven);
+        if self.current.as_ref().is_some_and(|round| credentials.is_some() && round.credentials == credentials) {
+            // Back to what is in use.
+            (self.next, self.refused) = (None, None);
+            return;
+        }
+        self.refused = None;
+        let mut round = self.round(client, credentials);
+        if is_proven {
+            self.next = Some(round);
+            self.refused = Some("a new credential is tried, and the one before stays in use until then".to_owned());
+        } else {
+            self.beat(&mut round);
+            (self.current, self.next) = (Some(round), None);
+        }
+    }
+
+    /// Begins all watches anew with the same client, from a list on.
+    fn begin(&mut self) {
+        let Some(old) = self.current.take() else { return };
+        let mut round = self.round(old.client, old.credentials);
+        round.is_proven = old.is_proven;
+        self.beat(&mut round);
+        self.current = Some(round);
+    }
+
+    fn round(&mut self, client: Client, credentials: Option<Credentials>) -> Round {
+        self.rounds += 1;
+        let teller = Teller::new(Origin::Link(self.name.clone()), self.rounds, self.told.clone());
+        let teller = teller.with_linkerds(self.is_linkerds);
+        let mut tasks = JoinSet::new();
+        for watched in Watched::PEER {
+            tasks.spawn(watch::follow(client.clone(), watched, teller.clone()));
+        }
+        let id = self.rounds;
+        Round { id, client, credentials, tasks, listed: BTreeSet::new(), is_proven: false, kept: Vec::new() }
+    }
+
+    /// Has the API server asked again and again whether it answers.
+    fn beat(&self, round: &mut Round) {
+        let teller = Teller::new(Origin::Link(self.name.clone()), round.id, self.told.clone());
+        round.tasks.spawn(watch::listen(round.client.clone(), teller, HEARTBEAT, PATIENCE));
+    }
+
+    /// Takes note of news and says whether they count.
+    pub(super) fn sort(&mut self, round: u64, watched: Option<Watched>, news: News, now: Instant) -> Sorted {
+        if self.next.as_ref().is_some_and(|next| next.id == round) {
+            return self.try_out(watched, news, now);
+        }
+        if self.current.as_ref().is_none_or(|current| current.id != round) {
+            return Sorted::Left;
+        }
+        self.hear(watched, &news, now);
+        Sorted::Taken(vec![(watched, news)])
+    }
+
+    /// News of a round whose credential is tried: once all is listed, it is the one.
+    fn try_out(&mut self, watched: Option<Watched>, news: News, now: Instant) -> Sorted {
+        let link = &self.name;
+        let Some(next) = &mut self.next else { return Sorted::Left };
+        if let News::Failed(reason) = news {
+            if self.refused.as_ref() != Some(&reason) {
+                warn!(%link, reason, "new credential is of no use so far; the one before stays in use");
+                self.refused = Some(reason);
+            }
+            return Sorted::Left;
+        }
+        if let (News::Listed(_) | News::Absent, Some(watched)) = (&news, watched) {
+            next.listed.insert(watched);
+        }
+        next.kept.push((watched, news));
+        if next.listed.len() < Watched::PEER.len() {
+            return Sorted::Left;
+        }
+        info!(%link, "new credential in use");
+        let Some(mut next) = self.next.take() else { return Sorted::Left };
+        let kept = std::mem::take(&mut next.kept);
+        next.listed.clear();
+        self.beat(&mut next);
+        (self.current, self.refused, self.has_failed, self.failure) = (Some(next), None, false, None);
+        for (watched, news) in &kept {
+            self.hear(*watched, news, now);
+        }
+        Sorted::Taken(kept)
+    }
+
+    /// What news say of the peer itself.
+    fn hear(&mut self, watched: Option<Watched>, news: &News, now: Instant) {
+        let link = self.name.clone();
+        match (news, watched) {
+            // One kind of object that can't be watched is not a peer that can't be reached: that watch tries on.
+            (News::Failed(reason), Some(watched)) => {
+                if self.problems.insert(watched, reason.clone()).as_ref() != Some(reason) {
+                    warn!(%link, ?watched, reason, "watch failed; what is known stays");
+                }
+            }
+            (News::Failed(reason), None) => {
+                if !std::mem::replace(&mut self.has_failed, true) {
+                    warn!(%link, reason, "peer doesn't answer; what is known stays");
+                }
+                self.failure = Some(reason.clone());
+                self.lease.failed(now);
+            }
+            (News::Answers(round_trip), _) => {
+                self.alive(now);
+                self.round_trip = Some(*round_trip);
+                self.failure = None;
+                if std::mem::take(&mut self.has_failed) {
+                    info!(%link, "peer answers");
+                    self.begin();
+                }
+            }
+            _ => self.alive(now),
+        }
+    }
+
+    /// That it has more objects than are held.
+    pub(super) fn overflow(&mut self) {
+        let reason = "the peer has more objects than any should: the rest is left out";
+        if self.overflow.replace(reason).is_none() {
+            warn!(link = %self.name, reason, "peer brings in too much");
+        }
+    }
+
+    fn alive(&mut self, now: Instant) {
+        self.lease.heard(now);
+        self.heard = Some(Timestamp::now());
+    }
+}

@@ -1,0 +1,183 @@
+//! Writes what was planned into the own cluster: server-side apply, at a limited rate, and tells what came of it.
+
+use super::{
+    names,
+    plan::{Kind, Step},
+    read,
+    source::{McsVersions, Origin},
+    watch::{Watched, removal, version},
+    world::Change,
+};
+use crate::model::ObjectName;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    core::Status,
+};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
+};
+
+/// Writes a second in the long run, and at once after a pause.
+const RATE: u32 = 400;
+const BURST: u32 = 400;
+/// How long one write may take: an API server that accepts connections and never answers must not hold writers for good.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An API server's answer to an object that it can't take as it is.
+const INVALID: u16 = 422;
+
+/// Writes into one cluster.
+#[derive(Clone)]
+pub(super) struct Writer {
+    client: Client,
+    pace: Arc<Mutex<Pace>>,
+}
+
+/// When the next write may begin: a write takes its part of a second from a store that holds a burst.
+struct Pace {
+    next: Instant,
+}
+
+impl Pace {
+    fn take(&mut self, now: Instant) -> Instant {
+        let full = now.checked_sub(Duration::from_secs(1) * BURST / RATE).unwrap_or(now);
+        self.next = self.next.max(full) + Duration::from_secs(1) / RATE;
+        self.next
+    }
+}
+
+impl Writer {
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, pace: Arc::new(Mutex::new(Pace { next: Instant::now() })) }
+    }
+
+    /// Does `steps` in order and stops at the first failure. What the API server made of each is told, as far as it got.
+    ///
+    /// An object that it finds invalid doesn't keep the others from being written, but nothing is deleted after it: what was
+    /// to come in its place isn't there.
+    pub(super) async fn perform(&self, steps: Vec<Step>, versions: McsVersions) -> (Vec<Done>, Option<String>) {
+        let mut done = Vec::new();
+        let mut invalid = None;
+        for step in steps {
+            if invalid.is_some() && matches!(step, Step::Delete(..)) {
+                continue;
+            }
+            let at = self.pace.lock().await.take(Instant::now());
+            sleep_until(at).await;
+            let (said, namespace) = (describe(&step), step.name().namespace.clone());
+            match timeout(PATIENCE, self.one(step, versions)).await {
+                Ok(Ok(one)) => done.extend(one),
+                Ok(Err(kube::Error::Api(status))) if is_going(&status) => {
+                    // The watch will say so; what is still to be written would be refused as well.
+                    let change = Change::Namespace(namespace.clone(), false);
+                    let name = ObjectName { namespace: String::new(), name: namespace };
+                    done.push(Done { watched: Watched::Namespaces, name, version: None, change });
+                    return (done, None);
+                }
+                Ok(Err(kube::Error::Api(status))) => {
+                    let failure = format!("{said}: {} ({})", status.message, status.code);
+                    if status.code != INVALID {
+                        return (done, Some(failure));
+                    }
+                    invalid.get_or_insert(failure);
+                }
+                Ok(Err(error)) => return (done, Some(format!("{said}: {error}"))),
+                Err(_) => return (done, Some(format!("{said}: no answer within {PATIENCE:?}"))),
+            }
+        }
+        (done, invalid)
+    }
+
+    async fn one(&self, step: Step, versions: McsVersions) -> Result<Option<Done>, kube::Error> {
+        let params = PatchParams::apply(names::MIRROR).force();
+        let api = |kind: Kind, name: &ObjectName| -> Api<DynamicObject> {
+            let resource = watched(kind).resource(versions);
+            Api::namespaced_with(self.client.clone(), &name.namespace, &resource)
+        };
+        match step {
+            Step::Put(kind, name, body) => {
+                let written = api(kind, &name).patch(&name.name, &params, &Patch::Apply(&body)).await?;
+                Ok(now(kind, name, written))
+            }
+            Step::SetPorts(name, ports) => {
+                let (kind, patch) = (Kind::Service, Patch::Merge(json!({"spec": {"ports": ports}})));
+                let params = PatchParams { field_manager: Some(names::MIRROR.to_owned()), ..PatchParams::default() };
+                let written = api(kind, &name).patch(&name.name, &params, &patch).await?;
+                Ok(now(kind, name, written))
+            }
+            Step::PutStatus(kind, name, status) => {
+                let resource = watched(kind).resource(versions);
+                let body = json!({
+                    "apiVersion": resource.api_version, "kind": resource.kind,
+                    "metadata": {"name": name.name, "namespace": name.namespace}, "status": status,
+                });
+                let written = api(kind, &name).patch_status(&name.name, &params, &Patch::Apply(&body)).await?;
+                Ok(now(kind, name, written))
+            }
+            Step::Delete(kind, name, uid) => {
+                let mut params = DeleteParams::background();
+                params.preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+                match api(kind, &name).delete(&name.name, &params).await {
+                    Ok(_) => {}
+                    // Gone already.
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    Err(error) => return Err(error),
+                }
+                let change = removal(watched(kind), &Origin::Own, name.clone());
+                Ok(change.map(|change| Done { watched: watched(kind), name, version: None, change }))
+            }
+        }
+    }
+}
+
+/// What the API server holds after a write; the watch will say so too, later.
+pub(super) struct Done {
+    pub(super) watched: Watched,
+    pub(super) name: ObjectName,
+    /// The object's version, if it is a number; none for one that is gone.
+    pub(super) version: Option<u64>,
+    pub(super) change: Change,
+}
+
+/// Whether a write was refused because its namespace is about to go.
+fn is_going(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+fn describe(step: &Step) -> String {
+    match step {
+        Step::Put(kind, name, _) => format!("apply {kind:?} {name}"),
+        Step::SetPorts(name, _) => format!("set the ports of Service {name}"),
+        Step::PutStatus(kind, name, _) => format!("apply the status of {kind:?} {name}"),
+        Step::Delete(kind, name, _) => format!("delete {kind:?} {name}"),
+    }
+}
+
+fn watched(kind: Kind) -> Watched {
+    match kind {
+        Kind::Service => Watched::Services,
+        Kind::Slice => Watched::Slices,
+        Kind::Import => Watched::Imports,
+        Kind::Export => Watched::Exports,
+    }
+}
+
+fn now(kind: Kind, name: ObjectName, object: DynamicObject) -> Option<Done> {
+    let version = version(&object.metadata);
+    let value = serde_json::to_value(object).ok()?;
+    fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Option<T> {
+        serde_json::from_value(value).ok()
+    }
+    let change = match kind {
+        Kind::Service => Change::Service(Origin::Own, name.clone(), Some(Box::new(read::service(typed(value)?)))),
+        Kind::Slice => Change::Slice(Origin::Own, name.clone(), read::slice(typed(value)?)),
+        Kind::Import => Change::Import(name.clone(), Some(read::import(typed(value)?))),
+        Kind::Export => Change::Export(Origin::Own, name.clone(), Some(read::export(typed(value)?, true))),
+    };
+    Some(Done { watched: watched(kind), name, version, change })
+}
