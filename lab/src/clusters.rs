@@ -9,7 +9,7 @@
 //! What a cluster's API server would say lies in a folder of manifests per cluster; [`Clusters::publish`] brings them
 //! up to date with the pods and the [`Mirroring`].
 
-mod agent;
+pub(crate) mod agent;
 mod caller;
 mod client;
 mod netem;

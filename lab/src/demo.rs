@@ -14,10 +14,10 @@ mod gateway;
 mod local_first;
 mod outage;
 mod rolling_update;
-mod screen;
-mod shares;
+pub(crate) mod screen;
+pub(crate) mod shares;
 mod stage;
-mod summary;
+pub(crate) mod summary;
 mod weights;
 
 use crate::{
@@ -61,9 +61,9 @@ const SCENES: &[Scene] = &[
 ];
 
 /// Pods of `frontend` in west, east and north: different numbers, so that "evenly by endpoint" isn't "evenly by cluster".
-const FRONTENDS: [usize; 3] = [2, 3, 1];
+pub(crate) const FRONTENDS: [usize; 3] = [2, 3, 1];
 /// Pods of `api` in west and in east, and of `analytics` in east.
-const OTHERS: usize = 2;
+pub(crate) const OTHERS: usize = 2;
 /// How long agents get until they are ready: they load programs, which a busy machine verifies slowly.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 

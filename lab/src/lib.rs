@@ -19,6 +19,7 @@ pub mod dial;
 pub mod faults;
 pub mod kills;
 pub mod kube_proxy;
+pub mod kubernetes;
 mod links;
 pub mod load;
 pub mod manifests;

@@ -51,6 +51,9 @@ pub struct Options {
     /// End after so many requests, instead of at SIGTERM
     #[arg(long)]
     pub requests: Option<u64>,
+    /// End when standard input does, too: signals don't reach what runs in a container
+    #[arg(long)]
+    pub until_eof: bool,
 }
 
 /// What has been seen so far, and how many requests have been begun.
@@ -76,6 +79,16 @@ pub async fn run(options: Options, mut out: impl Write) -> Result<()> {
     let report = Report { started: now()?, ..Report::default() };
     let seen = Rc::new(RefCell::new(Seen { report, begun: 0, connects }));
     let (stop, _) = tokio::sync::watch::channel(false);
+    if options.until_eof {
+        let stop = stop.clone();
+        // Not awaited: nothing ends a read that is under way.
+        std::thread::spawn(move || {
+            if let Err(error) = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()) {
+                eprintln!("read standard input: {error}");
+            }
+            stop.send_replace(true);
+        });
+    }
 
     let workers = LocalSet::new();
     let asking: Vec<_> = (0..options.workers)

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use lab::{caller, cleanup, demo, dial, faults, load, netns, server, soak};
+use lab::{caller, cleanup, demo, dial, faults, kubernetes, load, netns, server, soak};
 use std::{future::Future, io::stdout, process::ExitCode};
 
 /// Three clusters on one machine, in network namespaces
@@ -25,6 +25,8 @@ enum Command {
     Dial,
     /// Plays scenes on three clusters, and says whether each showed what it should; needs root
     Demo(demo::Options),
+    /// Installs agent and mirror on real clusters and plays scenes there
+    Kubernetes(kubernetes::Options),
     /// Has faults strike three clusters under load, and says what was lost; needs root
     Faults(faults::Options),
     /// Has packets between clusters get lost, and CPUs never be idle, for long, and says what agents took that for; needs root
@@ -40,6 +42,10 @@ fn main() -> ExitCode {
         Command::Call(options) => on_one_thread(caller::run(options, stdout())),
         Command::Dial => dial::serve(),
         Command::Demo(options) => demo::run(&options).and_then(|passed| {
+            ensure!(passed, "not every scene showed what it should");
+            Ok(())
+        }),
+        Command::Kubernetes(options) => kubernetes::run(&options).and_then(|passed| {
             ensure!(passed, "not every scene showed what it should");
             Ok(())
         }),

@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure (`connect`, `failover`, `loss`, `marking`, `goals`), and its options, of which `connect --help` and the like tell; with `--guest KERNEL` among them, in a
+    /// What to measure (`connect`, `failover`, `loss`, `marking`, `goals`, `mirror`), and its options, of which `connect --help` and the like tell; with `--guest KERNEL` among them, in a
     /// QEMU guest with that kernel (as for `cargo xtask guest`): `failover --guest 6.12 --rtt-ms 100 --runs 50 --json FILE`,
     /// `loss --guest 6.12`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -57,6 +57,9 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     if wanted.kernel.is_some() {
         return in_guest(&wanted);
     }
+    if wanted.words.first().is_some_and(|what| what == "mirror") {
+        return mirror(&args.what[1..]);
+    }
     setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
     let root_prefix = root_prefix()?.context("the bench loads programs into the kernel: run it as root")?;
     let target = build()?;
@@ -70,6 +73,16 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         command.arg("--other").arg(other_layout(&target)?);
     }
     run(&mut command)
+}
+
+/// Measures the mirror against API servers of its own, which needs neither root nor nodes.
+fn mirror(words: &[String]) -> anyhow::Result<()> {
+    setup::ensure(&[Need::KernelPrograms])?;
+    let target = build()?;
+    let bench = ["bench", "--package", "tests", "--bench", "mirror", "--target-dir"];
+    let mut command = cargo();
+    command.args(bench).arg(&target).arg("--").args(words);
+    run(command.env("TOMBOLO", target.join("release/tombolo")))
 }
 
 /// Builds the kernel programs, and in release what the benches start; cargo's target folder.

@@ -2,6 +2,7 @@
 
 use crate::{
     build_ebpf,
+    kubernetes::{self, Play},
     process::{prefixed, root_prefix, run, text},
     setup::{self, Need},
     toolchain::{cargo, root},
@@ -24,10 +25,19 @@ pub(crate) struct Args {
     /// Leave the clusters up at the end, and say how to enter them and how to remove them
     #[arg(long)]
     keep: bool,
+    /// Play the scenes on real Kubernetes clusters (`cargo xtask kube up`), with real pods; they are started if they don't
+    /// run, and stay
+    #[arg(long)]
+    kubernetes: bool,
 }
 
 /// Builds everything and becomes the demo.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
+    if args.kubernetes {
+        let play =
+            Play { demo: true, scenes: &args.scenes, json: args.json.as_deref(), keep: args.keep, ..Play::default() };
+        return become_it(kubernetes::lab(&play)?);
+    }
     let mut demo = lab("demo", false)?;
     demo.args(args.scenes.iter().flat_map(|scene| ["--scene", scene]));
     demo.args(args.json.iter().flat_map(|file| ["--json".as_ref(), file.as_os_str()]));

@@ -12,11 +12,12 @@ mod check;
 mod control_plane;
 mod daemon;
 mod dns;
-mod image;
+pub(crate) mod image;
 mod kubectl;
-mod layout;
+pub(crate) mod layout;
 mod network;
 pub(crate) mod node;
+mod stand_ins;
 mod status;
 
 use crate::{
@@ -24,8 +25,9 @@ use crate::{
     setup::{self, Need},
     toolchain::cache,
 };
-use anyhow::Context;
-use layout::{CLUSTERS, Counts, MAX_NODES, Node, state};
+use anyhow::{Context, ensure};
+pub(crate) use layout::{CLUSTERS, Cluster};
+use layout::{Counts, MAX_NODES, Node, state};
 use std::{
     env,
     fs::{self, File},
@@ -45,7 +47,7 @@ enum Action {
     /// Start what doesn't run of the three clusters, and say how to use them
     Up {
         /// Nodes: a number for every cluster, or CLUSTER=NUMBER with commas, one for those not named. Nodes that run stay
-        #[arg(long, value_name = "COUNTS", default_value = "west=2,east=2,north=1")]
+        #[arg(long, value_name = "COUNTS", default_value_t)]
         nodes: Counts,
     },
     /// End all clusters and remove everything that they left on this machine
@@ -65,8 +67,7 @@ enum Action {
 /// Does it, as root.
 pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     if let Action::Up { .. } = args.action {
-        setup::ensure_packages(&[Need::Kubernetes])?;
-        build::ensure()?;
+        prepare()?;
     }
     if !is_root()? {
         return as_root();
@@ -80,7 +81,19 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-fn up(counts: Counts) -> anyhow::Result<()> {
+/// Installs and builds what clusters are made of.
+pub(crate) fn prepare() -> anyhow::Result<()> {
+    setup::ensure_packages(&[Need::Kubernetes])?;
+    build::ensure()
+}
+
+/// Where the programs of Kubernetes lie, once [`prepare`] has seen to it.
+pub(crate) fn programs() -> anyhow::Result<PathBuf> {
+    build::folder()
+}
+
+/// Starts what doesn't run of the clusters, as root.
+pub(crate) fn up(counts: Counts) -> anyhow::Result<()> {
     let begun = Instant::now();
     if counts.nodes().next().is_some() {
         cgroups::check()?;
@@ -132,7 +145,8 @@ fn down() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(archives: &[PathBuf]) -> anyhow::Result<()> {
+/// Has every node that runs import the archives, and those that start later.
+pub(crate) fn load(archives: &[PathBuf]) -> anyhow::Result<()> {
     let _lock = lock()?;
     for archive in archives {
         let name = archive.file_name().with_context(|| format!("{} is no file", archive.display()))?;
@@ -149,10 +163,32 @@ fn load(archives: &[PathBuf]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Brings the images that the MCS API's conformance suite names to all nodes that run.
+pub(crate) fn load_stand_ins() -> anyhow::Result<()> {
+    let _lock = lock()?;
+    let nodes = running_nodes()?;
+    ensure!(!nodes.is_empty(), "no node runs");
+    let busybox = image::busybox()?;
+    for (index, stand_in) in stand_ins::of_conformance(&busybox)?.iter().enumerate() {
+        let archive = node::images().join(format!("stand-in-{index}.tar"));
+        image::write(stand_in, &archive)?;
+        for node in &nodes {
+            node::import(node, &archive)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sees to it that a cluster has this namespace.
+pub(crate) fn namespace(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let namespace = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    kubectl::apply(cluster, &[namespace])
+}
+
 /// The nodes that run, of all clusters.
 fn running_nodes() -> anyhow::Result<Vec<Node>> {
     let mut running = Vec::new();
-    for node in CLUSTERS.into_iter().flat_map(layout::Cluster::known_nodes) {
+    for node in CLUSTERS.into_iter().flat_map(Cluster::known_nodes) {
         if node::daemon(&node).pid()?.is_some() {
             running.push(node);
         }
@@ -194,7 +230,7 @@ fn how_to_use() -> anyhow::Result<String> {
 }
 
 /// Becomes the same task as root, with this user's cache folder.
-fn as_root() -> anyhow::Result<()> {
+pub(crate) fn as_root() -> anyhow::Result<()> {
     let prefix = root_prefix()?.context("clusters are made of namespaces and cgroups: run it as root")?;
     let cache = cache()?;
     let home = cache.parent().unwrap_or(Path::new("/"));

@@ -6,10 +6,13 @@
 mod bench;
 mod build_ebpf;
 mod check;
+mod conformance;
 mod demo;
 mod guest;
+mod image;
 mod kernels;
 mod kube;
+mod kubernetes;
 mod packages;
 mod process;
 mod report;
@@ -35,10 +38,10 @@ enum Task {
     Setup,
     /// Build the kernel programs, which the agent embeds: target/ebpf/tombolo.o.
     BuildEbpf(build_ebpf::Args),
-    /// Build three clusters on this machine and show what Tombolo does with them. Needs root.
+    /// Build three clusters on this machine and show what Tombolo does with them; with --kubernetes real ones. Needs root.
     Demo(demo::Args),
     /// Run unit, property and kernel tests, and say what was skipped and why; with --faults, have faults strike three
-    /// clusters under load. Needs root.
+    /// clusters under load; with --kubernetes, run what takes API servers and real clusters. Needs root.
     Test(test::Args),
     /// Run the kernel tests on other kernels, in QEMU guests. Needs neither root nor KVM.
     Kernels(kernels::Args),
@@ -46,9 +49,13 @@ enum Task {
     Guest(kernels::GuestArgs),
     /// Three real Kubernetes clusters on this machine, with nodes and pods. Needs root, and Go the first time.
     Kube(kube::Args),
+    /// Run the MCS API's own conformance suite against two of those clusters. Needs root, and Go the first time.
+    Conformance(conformance::Args),
+    /// Make the container image of agent and mirror: an archive, without a container engine.
+    Image(image::Args),
     /// Measure: `bench connect` is the kernel run time of each hook, `bench failover` what connections see of a cluster
     /// that dies, `bench loss` what they see of lost SYNs, `bench marking` how soon a verdict is heeded, `bench goals` what has
-    /// to hold for minutes. Needs root, or with `--guest KERNEL` QEMU.
+    /// to hold for minutes, `bench mirror` how soon what peers export is here. Needs root, or with `--guest KERNEL` QEMU.
     Bench(bench::Args),
     /// Lose packets between three clusters for an hour, and keep the CPUs busy for ten minutes, under load: nothing may be
     /// taken for dead. Needs root.
@@ -69,6 +76,8 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Task::Kube(args) => kube::main(&args),
+        Task::Conformance(args) => conformance::main(&args),
+        Task::Image(args) => image::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Soak(args) => soak::main(&args),
         Task::Check(args) => check::main(&args),

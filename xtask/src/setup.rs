@@ -23,6 +23,10 @@ pub(crate) enum Need {
     Guests,
     /// What the nodes of real clusters are made of, besides Kubernetes itself.
     Kubernetes,
+    /// What the pods of the conformance suite run.
+    Conformance,
+    /// A C compiler for programs that are linked statically.
+    StaticPrograms,
     /// cargo-deny, which judges licences and sources of crates.
     Deny,
 }
@@ -62,6 +66,15 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         CARGO_DENY.build(&mut cargo(), &[])?;
     }
     Ok(())
+}
+
+/// Installs the pinned toolchain's libraries for `target`, once [`ensure`] has seen to the toolchain.
+pub(crate) fn ensure_target(target: &str) -> anyhow::Result<()> {
+    if sysroot().is_some_and(|sysroot| sysroot.join("lib/rustlib").join(target).exists()) {
+        return Ok(());
+    }
+    println!("setup: installing Rust's libraries for {target}");
+    run(Command::new("rustup").args(["target", "add", "--toolchain", CHANNEL, target]))
 }
 
 /// Installs the packages of `needs`, for tasks that take no Rust toolchain.
@@ -118,6 +131,7 @@ fn tools(need: Need) -> Vec<Item> {
             Item::new("lz4", "lz4", "unpacks kernels"),
             Item::new("xz", "xz-utils", "unpacks kernel modules"),
         ],
+        Need::StaticPrograms => vec![Item::new("musl-gcc", "musl-tools", "static programs for container images")],
         Need::Kubernetes => vec![
             Item::new("ip", "iproute2", "the network between the nodes"),
             Item::new("openssl", "openssl", "certificates"),
@@ -126,6 +140,12 @@ fn tools(need: Need) -> Vec<Item> {
             Item::new(node::plugin(), "containernetworking-plugins", "the pods' network"),
             Item::new("iptables", "iptables", "kube-proxy's rules"),
             Item::new("busybox", "busybox-static", "user space of pods"),
+        ],
+        Need::Conformance => vec![
+            Item::new("socat", "socat", "listens in pods of the conformance suite"),
+            Item::new("nc.openbsd", "netcat-openbsd", "calls in pods of the conformance suite"),
+            Item::new("dash", "dash", "calls in pods of the conformance suite"),
+            Item::new("git", "git", "fetches the conformance suite"),
         ],
     }
 }

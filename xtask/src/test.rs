@@ -4,8 +4,8 @@
 //! `kernels` too, which starts the same programs in guests.
 
 use crate::{
-    build_ebpf, demo,
-    process::{prefixed, root_prefix, text},
+    build_ebpf, demo, kube, kubernetes,
+    process::{is_root, prefixed, root_prefix, text},
     report::Report,
     setup::{self, Need},
     toolchain::{cargo, root},
@@ -22,6 +22,13 @@ use std::{
 const KERNEL_TESTS: &str = "kernel";
 /// The package whose tests make network namespaces: they need root, too, and skip what they can't do without.
 const LAB: &str = "lab";
+/// Name of the test targets that need the programs of Kubernetes, and the variable that says where these are.
+const CLUSTER_TESTS: &str = "cluster";
+const PROGRAMS: &str = "TOMBOLO_KUBE_LOCAL";
+/// Starts a program with a loopback device of its own and nothing else: what tests say of pods that aren't there must not
+/// depend on who answers out there.
+const ALONE: [&str; 6] = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"];
+const ON_LOOPBACK: &str = "ip link set lo up && exec \"$0\" \"$@\"";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -33,6 +40,10 @@ pub(crate) struct Args {
     /// With --faults: write the results to this file, as JSON
     #[arg(long, value_name = "FILE", requires = "faults")]
     json: Option<PathBuf>,
+    /// Instead of the other tests, run those against real API servers, and scenes on three real clusters, which are built and
+    /// started if need be; names choose among both
+    #[arg(long, conflicts_with = "faults")]
+    kubernetes: bool,
 }
 
 /// A program that cargo built from the workspace.
@@ -77,8 +88,11 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
     if args.faults {
         return demo::faults(&args.filters, args.json.as_deref());
     }
+    if args.kubernetes {
+        return on_kubernetes(&args.filters);
+    }
     setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
-    let root_prefix = root_prefix()?;
+    let (root_prefix, alone) = (root_prefix()?, alone()?);
     build_ebpf::build(false)?;
     let programs = programs()?;
     let mut report = Report::default();
@@ -86,13 +100,14 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         let name = program.shown_name();
         let prefix = match &root_prefix {
             Some(prefix) if program.is_better_with_root() => prefix,
+            _ if program.name == CLUSTER_TESTS => &alone,
             None if program.is_kernel_test() => {
                 report.skip(format!("{name}: all of it: needs root"));
                 continue;
             }
             _ => &[][..],
         };
-        run(&mut report, &name, command(prefix, program, &args.filters))?;
+        run(&mut report, &name, command(prefix, program, &args.filters)?)?;
     }
     let mut examples = cargo();
     examples.args(["test", "--workspace", "--doc", "--"]).args(&args.filters);
@@ -105,6 +120,23 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         bail!(
             "the kernel tests did not run: they load programs into the kernel, which takes root (or a sudo that works)"
         );
+    }
+    Ok(())
+}
+
+/// Runs the tests against API servers, and the scenes on real clusters.
+fn on_kubernetes(filters: &[String]) -> anyhow::Result<()> {
+    kube::prepare()?;
+    setup::ensure(&[Need::KernelPrograms, Need::Lab])?;
+    build_ebpf::build(false)?;
+    let mut report = Report::default();
+    for program in programs()?.iter().filter(|program| program.test && program.name == CLUSTER_TESTS) {
+        run(&mut report, &program.shown_name(), command(&alone()?, program, filters)?)?;
+    }
+    kubernetes::check(&mut report, filters)?;
+    report.print();
+    if report.failed > 0 {
+        bail!("{}", report.failures());
     }
     Ok(())
 }
@@ -136,11 +168,20 @@ fn program(message: &str) -> anyhow::Result<Option<Program>> {
     }))
 }
 
-fn command(prefix: &[&str], program: &Program, filters: &[String]) -> Command {
+/// The words that start what talks to API servers of its own and to nobody else.
+fn alone() -> anyhow::Result<Vec<&'static str>> {
+    let words = ALONE.into_iter().chain([ON_LOOPBACK]);
+    // Root needs no user namespace, which some machines don't let anybody have.
+    Ok(if is_root()? { words.filter(|word| !word.contains("user")).collect() } else { words.collect() })
+}
+
+fn command(prefix: &[&str], program: &Program, filters: &[String]) -> anyhow::Result<Command> {
     let mut command = prefixed(prefix, &program.file);
+    // Tests that need them say that they skip where they aren't built: that takes longer than all else.
+    command.env(PROGRAMS, kube::programs()?);
     // What passing tests print is shown too: measured figures, and what was skipped.
     command.arg("--show-output").args(filters).current_dir(&program.folder);
-    command
+    Ok(command)
 }
 
 fn run(report: &mut Report, name: &str, mut command: Command) -> anyhow::Result<()> {

@@ -238,7 +238,7 @@ impl Agent {
 }
 
 /// What `tombolo services -o json` says of the shares in the first tier of the frontend `address` (TCP).
-fn shares(services: &Value, address: SocketAddr) -> Option<BTreeMap<String, f64>> {
+pub(crate) fn shares(services: &Value, address: SocketAddr) -> Option<BTreeMap<String, f64>> {
     let address = address.to_string();
     let is_it = |service: &&Value| service["address"] == address.as_str() && service["protocol"] == "TCP";
     let service = services["services"].as_array()?.iter().find(is_it)?;

@@ -23,7 +23,7 @@ const WIDTH: usize = 72;
 const REDRAW: Duration = Duration::from_millis(200);
 
 /// Standard output.
-pub(super) struct Screen {
+pub(crate) struct Screen {
     out: Stdout,
     terminal: bool,
     lines: u16,
@@ -32,13 +32,13 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let out = stdout();
         Self { terminal: out.is_terminal(), out, lines: 0, drawn: None, history: VecDeque::new() }
     }
 
     /// Prints a line for good.
-    pub(super) fn say(&mut self, line: &str) -> Result<()> {
+    pub(crate) fn say(&mut self, line: &str) -> Result<()> {
         self.replace(&[], &format!("{line}\n"))
     }
 
@@ -83,7 +83,7 @@ impl Screen {
     }
 
     /// Prints how a scene ended.
-    pub(super) fn scene_ended(&mut self, result: &SceneResult) -> Result<()> {
+    pub(crate) fn scene_ended(&mut self, result: &SceneResult) -> Result<()> {
         self.history.clear();
         self.drawn = None;
         let verdict = match (result.passed(), self.terminal) {

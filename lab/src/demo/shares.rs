@@ -10,7 +10,7 @@ const DEVIATIONS: f64 = 4.753;
 
 /// Fails unless `counts` are likely if each request draws by `expected`, shares relative to each other. Whoever
 /// is not in `expected` must not be in `counts`.
-pub(super) fn check(who: &str, counts: &BTreeMap<String, u64>, expected: &BTreeMap<String, f64>) -> Result<()> {
+pub(crate) fn check(who: &str, counts: &BTreeMap<String, u64>, expected: &BTreeMap<String, f64>) -> Result<()> {
     let unexpected: Vec<_> = counts.keys().filter(|name| !expected.contains_key(*name)).collect();
     ensure!(unexpected.is_empty(), "{who}: nobody expected answers from {unexpected:?}: {counts:?}");
     let total: u64 = counts.values().sum();
@@ -33,14 +33,14 @@ pub(super) fn check(who: &str, counts: &BTreeMap<String, u64>, expected: &BTreeM
 }
 
 /// Whether two sets of shares, each relative to its own sum, are the same to a thousandth.
-pub(super) fn same(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) -> bool {
+pub(crate) fn same(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) -> bool {
     let part =
         |shares: &BTreeMap<String, f64>, name: &str| shares.get(name).unwrap_or(&0.0) / shares.values().sum::<f64>();
     one.keys().chain(other.keys()).all(|name| (part(one, name) - part(other, name)).abs() < 0.001)
 }
 
 /// `west 33 %, east 50 %, …`.
-pub(super) fn percent<'a>(shares: impl Iterator<Item = (&'a String, f64)>) -> String {
+pub(crate) fn percent<'a>(shares: impl Iterator<Item = (&'a String, f64)>) -> String {
     let shares: Vec<_> = shares.collect();
     let whole: f64 = shares.iter().map(|(_, share)| share).sum();
     let words = shares.iter().map(|(name, share)| format!("{name} {:.1} %", 100.0 * share / whole));
@@ -48,12 +48,12 @@ pub(super) fn percent<'a>(shares: impl Iterator<Item = (&'a String, f64)>) -> St
 }
 
 /// Shares by name.
-pub(super) fn shares<const N: usize>(shares: [(&str, f64); N]) -> BTreeMap<String, f64> {
+pub(crate) fn shares<const N: usize>(shares: [(&str, f64); N]) -> BTreeMap<String, f64> {
     shares.into_iter().map(|(name, share)| (name.to_owned(), share)).collect()
 }
 
 /// Of `frontend-federated`, when nothing but the number of endpoints matters.
-pub(super) fn by_endpoint() -> BTreeMap<String, f64> {
+pub(crate) fn by_endpoint() -> BTreeMap<String, f64> {
     let float = |count: usize| as_float(count as u64);
     NAMES.into_iter().zip(FRONTENDS).map(|(name, count)| (name.to_owned(), float(count))).collect()
 }

@@ -11,20 +11,20 @@ const FAILURES_SHOWN: usize = 5;
 
 /// All of it: what `--json` writes.
 #[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    pub(super) scenes: Vec<SceneResult>,
+pub(crate) struct Summary {
+    pub(crate) scenes: Vec<SceneResult>,
     kernel: String,
     /// Time that the clusters took to be built and ready.
     setup_seconds: f64,
     /// Time that everything took.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
     /// What was still there at the end and should not have been.
-    pub(super) left_behind: Vec<String>,
+    pub(crate) left_behind: Vec<String>,
 }
 
 /// How a scene ended.
 #[derive(Debug, Serialize)]
-pub(super) struct SceneResult {
+pub(crate) struct SceneResult {
     name: &'static str,
     passed: bool,
     /// Requests of all clients, failed ones included.
@@ -51,11 +51,11 @@ pub(super) struct SceneResult {
 }
 
 /// What a scene says of itself.
-pub(super) struct Said {
+pub(crate) struct Said {
     /// Values beside the usual ones; with them, the scene itself decides which failed requests it passes with.
-    pub(super) fields: Option<Map<String, Value>>,
-    pub(super) facts: Map<String, Value>,
-    pub(super) notes: Vec<String>,
+    pub(crate) fields: Option<Map<String, Value>>,
+    pub(crate) facts: Map<String, Value>,
+    pub(crate) notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +67,7 @@ struct FailureShown {
 }
 
 impl SceneResult {
-    pub(super) fn new(
+    pub(crate) fn new(
         name: &'static str,
         began: Duration,
         time: Duration,
@@ -108,12 +108,12 @@ impl SceneResult {
     }
 
     /// Whether it showed what it should.
-    pub(super) fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.passed
     }
 
     /// How it ended, in a line.
-    pub(super) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let answers: Vec<String> =
             self.by_cluster.iter().map(|(cluster, count)| format!("{cluster} {count}")).collect();
         format!(
@@ -127,7 +127,7 @@ impl SceneResult {
     }
 
     /// What went wrong, in lines.
-    pub(super) fn troubles(&self) -> Vec<String> {
+    pub(crate) fn troubles(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.error.iter().cloned().collect();
         if self.other_peer > 0 {
             lines.push(format!("{} sockets saw another peer than the ClusterIP", self.other_peer));
@@ -143,7 +143,7 @@ impl SceneResult {
 }
 
 impl Summary {
-    pub(super) fn new(setup: Duration) -> Result<Self> {
+    pub(crate) fn new(setup: Duration) -> Result<Self> {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's version")?;
         Ok(Self {
             scenes: Vec::new(),
@@ -155,12 +155,12 @@ impl Summary {
     }
 
     /// Whether every scene showed what it should and nothing was left behind.
-    pub(super) fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.scenes.iter().all(SceneResult::passed) && self.left_behind.is_empty()
     }
 
     /// Prints the table.
-    pub(super) fn print(&self) {
+    pub(crate) fn print(&self) {
         let [west, east, north] = NAMES;
         println!("\n{:<16}{:>9}{:>8}{west:>8}{east:>8}{north:>8}   what was seen", "scene", "requests", "failed");
         for scene in &self.scenes {
@@ -189,7 +189,7 @@ impl Summary {
 }
 
 /// Writes what came of it to `file`, as JSON.
-pub(super) fn write(played: Result<&Summary, &anyhow::Error>, file: &Path) -> Result<()> {
+pub(crate) fn write(played: Result<&Summary, &anyhow::Error>, file: &Path) -> Result<()> {
     let mut value = match played {
         Ok(summary) => serde_json::to_value(summary).context("write the summary as JSON")?,
         Err(error) => json!({"scenes": [], "error": format!("{error:#}")}),

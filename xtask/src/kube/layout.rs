@@ -163,6 +163,20 @@ impl Counts {
     }
 }
 
+/// As many as scenes need.
+impl Default for Counts {
+    fn default() -> Self {
+        Self([2, 2, 1])
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = self.of_clusters().map(|(cluster, count)| format!("{}={count}", cluster.name));
+        f.write_str(&counts.collect::<Vec<_>>().join(","))
+    }
+}
+
 impl std::str::FromStr for Counts {
     type Err = anyhow::Error;
 
@@ -226,6 +240,11 @@ mod tests {
     fn counts_are_one_number_or_one_a_cluster() {
         assert_eq!("0".parse::<Counts>().unwrap(), Counts([0; 3]));
         assert_eq!("west=3,north=0".parse::<Counts>().unwrap(), Counts([3, 1, 0]));
+        let written = Counts::default().to_string();
+        assert_eq!(
+            (written.as_str(), written.parse::<Counts>().unwrap()),
+            ("west=2,east=2,north=1", Counts::default())
+        );
         for bad in ["", "10", "-1", "south=1", "west=", "west=1,2"] {
             assert!(bad.parse::<Counts>().is_err(), "{bad:?}");
         }

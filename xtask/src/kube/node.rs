@@ -26,8 +26,15 @@ use std::{
 
 const INIT: &str = include_str!("node-init");
 /// Folders of a machine that every node has its own of.
-const FOLDERS: [&str; 6] =
-    ["/etc/cni", "/run/containerd", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log"];
+const FOLDERS: [&str; 7] = [
+    "/etc/cni",
+    "/run/containerd",
+    "/run/tombolo",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/log",
+];
 /// Where network plug-ins lie: Debian's, and those of other packages of containerd.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 /// How long a node may take to become ready.

@@ -1,0 +1,178 @@
+//! What a scene has at hand: the clusters, clients, counts.
+
+use super::{
+    client::Client,
+    ground::Ground,
+    install,
+    workloads::{FEDERATED, NAMESPACE},
+};
+use crate::{
+    clusters::{NAMES, agent},
+    demo::{
+        shares,
+        summary::{Said, SceneResult},
+    },
+    report::{Report, now},
+};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Requests a second of each client.
+const RATE: u32 = 100;
+/// How long a change may take from a cluster's API server by a mirror to an agent of another cluster, on a machine that runs
+/// three of them.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+/// How long a change takes at most that agents know of to be seen in the counts: as long as a request may take.
+const SEEN_AFTER: Duration = Duration::from_millis(700);
+
+/// A scene that is being played.
+pub(super) struct Stage<'a> {
+    /// What it is played on.
+    pub(super) ground: &'a Ground,
+    name: &'static str,
+    began: Instant,
+    clients: Vec<Client>,
+    done: BTreeMap<&'static str, Report>,
+    facts: Map<String, Value>,
+    notes: Vec<String>,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(name: &'static str, ground: &'a Ground) -> Self {
+        Self {
+            ground,
+            name,
+            began: Instant::now(),
+            clients: Vec::new(),
+            done: BTreeMap::new(),
+            facts: Map::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Waits until what every scene starts from is in force.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        self.settle(FEDERATED, &shares::by_endpoint(), &NAMES)?;
+        self.began = Instant::now();
+        Ok(())
+    }
+
+    /// Starts a client in `cluster` that asks a service by its ClusterIP, and by nothing else, and waits for its first answer.
+    pub(super) fn ask(&mut self, cluster: &str, service: &str, udp: bool) -> Result<()> {
+        let address = self.ground.address(cluster, service)?;
+        self.clients.push(Client::start(self.ground.cluster(cluster), address, udp, RATE)?);
+        self.until("a first report", |stage| stage.clients.last().is_some_and(|client| client.report().requests > 0))
+    }
+
+    /// Starts such a client in every cluster.
+    pub(super) fn ask_everywhere(&mut self, service: &str) -> Result<()> {
+        NAMES.into_iter().try_for_each(|cluster| self.ask(cluster, service, false))
+    }
+
+    /// Lets time pass.
+    pub(super) fn watch(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.clients.iter_mut().try_for_each(Client::check)?;
+            thread::sleep(Duration::from_millis(50).min(time));
+        }
+        Ok(())
+    }
+
+    /// What the clients in `cluster` see in so long, beginning with what is in force now.
+    pub(super) fn sample(&mut self, cluster: &str, time: Duration) -> Result<Report> {
+        self.watch(SEEN_AFTER)?;
+        let before = self.report(cluster);
+        self.watch(time)?;
+        Ok(self.report(cluster).since(&before))
+    }
+
+    /// Waits until something holds, as long as a change may take.
+    pub(super) fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) -> Result<()> {
+        let end = Instant::now() + SETTLED_WITHIN;
+        while !holds(self) {
+            if Instant::now() > end {
+                bail!("not within {} s: {what}", SETTLED_WITHIN.as_secs());
+            }
+            self.watch(Duration::from_millis(50))?;
+        }
+        Ok(())
+    }
+
+    /// What the clients in `cluster` that are running have seen so far.
+    pub(super) fn report(&self, cluster: &str) -> Report {
+        let mut sum = Report::default();
+        for client in self.clients.iter().filter(|client| client.cluster == cluster) {
+            sum.add(&client.report());
+        }
+        sum
+    }
+
+    /// Waits until the kernel of each client's node holds these shares for a service's first choice, and returns how long
+    /// it took, the asking included.
+    pub(super) fn settle(
+        &mut self,
+        service: &str,
+        expected: &BTreeMap<String, f64>,
+        clusters: &[&str],
+    ) -> Result<Duration> {
+        let begin = Instant::now();
+        for cluster in clusters {
+            let address = self.ground.address(cluster, service)?;
+            let (node, _) = self.ground.client(cluster)?;
+            loop {
+                let services = install::ask_agent(self.ground.cluster(cluster), &node, "services");
+                let found = services.map(|services| agent::shares(&services, address));
+                if matches!(&found, Ok(Some(found)) if shares::same(found, expected)) {
+                    break;
+                }
+                if begin.elapsed() > SETTLED_WITHIN {
+                    let found = found.context("ask the agent")?;
+                    bail!("{NAMESPACE}/{service} in {cluster} has shares {found:?}, not {expected:?}");
+                }
+                self.watch(Duration::from_millis(200))?;
+            }
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// Ends all clients and returns what those in each cluster have seen.
+    pub(super) fn stop(&mut self) -> Result<BTreeMap<&'static str, Report>> {
+        let mut seen = BTreeMap::<_, Report>::new();
+        for client in std::mem::take(&mut self.clients) {
+            let (cluster, report) = (client.cluster, client.stop()?);
+            seen.entry(cluster).or_default().add(&report);
+            self.done.entry(cluster).or_default().add(&report);
+        }
+        Ok(seen)
+    }
+
+    /// Puts a figure into the JSON.
+    pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.facts.insert(name.to_owned(), value.into());
+    }
+
+    /// Puts a time into the JSON, in milliseconds; the name says so.
+    pub(super) fn fact_ms(&mut self, name: &str, time: Duration) {
+        self.fact(name, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Tells people something in the summary.
+    pub(super) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Ends the clients that are still there and sums up.
+    pub(super) fn end(mut self, played: Result<()>) -> Result<SceneResult> {
+        let stopped = self.stop().context("end the clients").map(drop);
+        let time = self.began.elapsed();
+        let began = now()?.saturating_sub(time);
+        let said = Said { fields: None, facts: self.facts, notes: self.notes };
+        Ok(SceneResult::new(self.name, began, time, self.done, said, played.and(stopped)))
+    }
+}
