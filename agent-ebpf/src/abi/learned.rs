@@ -62,6 +62,8 @@ pub const EJECTION_MOST_NS: u64 = 30_000_000_000;
 pub const TRIAL_NS: u64 = 1_000_000_000;
 /// How long SYNs that a cluster left unanswered speak against it.
 pub const UNANSWERED_NS: u64 = 10_000_000_000;
+/// SYNs whose timers ran out within so long of one another count once.
+pub const TOGETHER_NS: u64 = 1_000_000;
 /// How long a cluster stays suspect.
 pub const SUSPECT_NS: u64 = 1_000_000_000;
 /// How many different backends have to leave a SYN unanswered for their cluster to be suspect.
@@ -84,7 +86,8 @@ pub struct ClusterState {
     pub suspect_until: u64,
     /// The pod whose SYNs went unanswered; others avoid the cluster only if `unanswered_shared` is set.
     pub unanswered_by: u64,
-    /// SYNs left unanswered since the last sign of life, by backends that had answered this node before.
+    /// SYNs left unanswered since the last sign of life, by backends that had answered this node before: those within
+    /// [`TOGETHER_NS`] as one.
     pub unanswered: u32,
     /// 1 if those SYNs were of more than one pod.
     pub unanswered_shared: u32,

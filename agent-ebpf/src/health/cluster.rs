@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
     programs::SockAddrContext,
 };
-use tombolo_ebpf::abi::{ABORT_UNANSWERED, SUSPECT_BACKENDS, SUSPECT_NS, UNANSWERED_NS, event, verdict};
+use tombolo_ebpf::abi::{ABORT_UNANSWERED, SUSPECT_BACKENDS, SUSPECT_NS, TOGETHER_NS, UNANSWERED_NS, event, verdict};
 
 use super::netns;
 use crate::{
@@ -123,8 +123,11 @@ extern "C" fn suspect(backend: u32, cluster: u32, netns: u64, now: u64, waited: 
     }
     let backends = get!(state, unanswered_backends) | 1 << (backend & 63);
     set!(state, unanswered_backends, backends);
-    set!(state, unanswered_last, now);
-    set!(state, unanswered, unanswered.saturating_add(1));
+    // Timers that run out together are one word: they all do so before what answers the SYNs that they repeat is looked at.
+    if unanswered == 0 || now.saturating_sub(get!(state, unanswered_last)) >= TOGETHER_NS {
+        set!(state, unanswered_last, now);
+        set!(state, unanswered, unanswered.saturating_add(1));
+    }
     // All but one bit fewer for each different backend.
     const { assert!(SUSPECT_BACKENDS == 3) };
     let but_one = backends & backends.wrapping_sub(1);
