@@ -92,7 +92,7 @@ pub async fn run(
     controller.world.set_gateway(gateway);
     for watched in Watched::OWN {
         let teller = Teller::new(Origin::Own, 0, told.clone());
-        controller.tasks.spawn(watch::follow(own.clone(), watched, teller));
+        controller.tasks.spawn(watch::follow(own.clone(), watched, teller, false));
     }
     for peer in peers {
         controller.add(peer, terms);

@@ -247,7 +247,9 @@ pub fn desired(world: &World, key: &ImportKey) -> Imported {
         let blocking = imported.problems.iter().find(is_blocking).cloned();
         export.failure = std::mem::take(&mut export.failure).or(blocking);
     }
-    if imported.owner.is_some() || matches!(imported.import, Fate::Put(_)) {
+    let import = world.own.imports.get(&key.object).filter(|_| key.kind == ImportKind::ServiceImport);
+    let stays = imported.import == Fate::Left && import.is_some_and(|import| import.is_ours);
+    if imported.owner.is_some() || stays || matches!(imported.import, Fate::Put(_)) {
         // What only a peer knows that wasn't heard yet stays as it is.
         endpoints::keep_unheard(world, key, &mut imported);
     }
@@ -324,14 +326,19 @@ fn join(
     let mut seen = BTreeSet::new();
     members.retain(|member| carries(member.export.convention) && seen.insert(member.origin));
     // An import of ours that carries a copied mark is no Service of this cluster's own.
-    if members.is_empty() || Owner::of(there) != Owner::Somebody || local.is_derived {
+    let is_marked = carries(Convention::Cilium) || carries(Convention::Istio);
+    if !is_marked || Owner::of(there) != Owner::Somebody || local.is_derived {
+        return;
+    }
+    // It has what peers gave it that weren't listed yet.
+    imported.owner = (local.reach == Reach::ClusterIp).then(|| key.object.name.clone());
+    if members.is_empty() {
         return;
     }
     if local.reach != Reach::ClusterIp {
         imported.problems.insert(Problem::HeadlessNotJoined);
         return;
     }
-    imported.owner = Some(key.object.name.clone());
     endpoints::gather(world, members, &local.ports, local.traffic_distribution.is_some(), imported);
 }
 

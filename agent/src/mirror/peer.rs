@@ -48,6 +48,8 @@ pub(super) struct PeerTask {
     pub(super) refused: Option<String>,
     /// That it has too many objects, if it had.
     pub(super) overflow: Option<&'static str>,
+    /// The kinds of objects that it had when they were listed last.
+    there: BTreeSet<Watched>,
     /// Why kinds of objects can't be watched.
     pub(super) problems: BTreeMap<Watched, String>,
     pub(super) probe_at: Option<Instant>,
@@ -94,6 +96,7 @@ impl PeerTask {
             failure: None,
             refused: None,
             overflow: None,
+            there: BTreeSet::new(),
             problems: BTreeMap::new(),
             probe_at: None,
             shown: Standing::Fresh,
@@ -161,7 +164,7 @@ impl PeerTask {
         let teller = teller.with_linkerds(self.is_linkerds);
         let mut tasks = JoinSet::new();
         for watched in Watched::PEER {
-            tasks.spawn(watch::follow(client.clone(), watched, teller.clone()));
+            tasks.spawn(watch::follow(client.clone(), watched, teller.clone(), self.there.contains(&watched)));
         }
         let id = self.rounds;
         Round { id, client, credentials, tasks, listed: BTreeSet::new(), is_proven: false, kept: Vec::new() }
@@ -218,6 +221,11 @@ impl PeerTask {
     /// What news say of the peer itself.
     fn hear(&mut self, watched: Option<Watched>, news: &News, now: Instant) {
         let link = self.name.clone();
+        match (news, watched) {
+            (News::Listed(_), Some(watched)) => drop(self.there.insert(watched)),
+            (News::Absent, Some(watched)) => drop(self.there.remove(&watched)),
+            _ => {}
+        }
         match (news, watched) {
             // One kind of object that can't be watched is not a peer that can't be reached: that watch tries on.
             (News::Failed(reason), Some(watched)) => {

@@ -36,6 +36,8 @@ const FIRST: Duration = Duration::from_millis(250);
 const LAST: Duration = Duration::from_secs(10);
 /// How long it takes until a kind that an API server doesn't have is asked for again.
 const ABSENT: Duration = Duration::from_secs(10);
+/// How long a kind that was there has to be missing until that is believed: API servers that start know of none for a while.
+const BELIEVED: Duration = Duration::from_secs(60);
 /// News of one cluster that may wait: a peer that floods us waits for itself.
 pub(super) const WAITING: usize = 512;
 
@@ -135,9 +137,11 @@ impl Teller {
 }
 
 /// Follows one kind of object until nobody listens any more.
-pub(super) async fn follow(client: Client, watched: Watched, teller: Teller) {
-    let mut follower =
-        Follower { watched, teller, wait: FIRST, was_listed: false, absences: 0, version: McsVersion::default() };
+///
+/// If such objects were listed before (`was_listed`), an API server that suddenly knows of none isn't believed at once.
+pub(super) async fn follow(client: Client, watched: Watched, teller: Teller, was_listed: bool) {
+    let version = McsVersion::default();
+    let mut follower = Follower { watched, teller, wait: FIRST, was_listed, absences: 0, absent_since: None, version };
     while follower.follow(&client).await {}
 }
 
@@ -148,6 +152,7 @@ struct Follower {
     /// Whether there were such objects once, and how often in a row the API server knew of none since.
     was_listed: bool,
     absences: u32,
+    absent_since: Option<Instant>,
     /// The version that is tried, or that is there.
     version: McsVersion,
 }
@@ -182,6 +187,7 @@ impl Follower {
                 Ok(Event::Delete(object)) => gone(watched, &self.teller.origin, &object.metadata),
                 Ok(Event::InitDone) => {
                     (self.wait, self.was_listed, self.absences) = (FIRST, true, 0);
+                    self.absent_since = None;
                     if watched.is_mcs() && !self.teller.tell(Some(watched), News::Version(version)).await {
                         return false;
                     }
@@ -218,7 +224,8 @@ impl Follower {
             return true;
         }
         // An API server that starts may not know its own resources for a moment.
-        let is_gone = !self.was_listed || self.absences >= 6;
+        let since = *self.absent_since.get_or_insert_with(Instant::now);
+        let is_gone = !self.was_listed || since.elapsed() >= BELIEVED;
         let news = if is_gone { News::Absent } else { News::Failed("the kind is not there any more".to_owned()) };
         if !self.teller.tell(Some(self.watched), news).await {
             return false;

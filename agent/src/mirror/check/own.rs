@@ -130,8 +130,9 @@ async fn list<T: DeserializeOwned>(
 /// What a Secret holds; none if it isn't there.
 pub(super) async fn secret(own: &Client, name: &ObjectName) -> Result<Option<BTreeMap<String, Credentials>>, String> {
     let api: Api<Secret> = Api::namespaced(own.clone(), &name.namespace);
-    match api.get_opt(&name.name).await {
-        Ok(secret) => Ok(secret.map(|secret| held(secret.data.unwrap_or_default()))),
+    // The mirror may list this one, and get none.
+    match api.list(&ListParams::default().fields(&format!("metadata.name={}", name.name))).await {
+        Ok(found) => Ok(found.items.into_iter().next().map(|secret| held(secret.data.unwrap_or_default()))),
         Err(error) => Err(format!("Secret {name} can't be read: {}", chain(&error))),
     }
 }
@@ -147,8 +148,10 @@ pub(super) async fn addresses(own: &Client) -> Result<OwnAddresses, String> {
         let ranges = node.spec.unwrap_or_default().pod_cidrs.unwrap_or_default();
         addresses.pod_ranges.extend(ranges.iter().filter_map(|range| range.parse::<IpNet>().ok()));
     }
-    let kubernetes = Api::<Service>::namespaced(own.clone(), "default").get_opt("kubernetes").await;
-    let spec = kubernetes.map_err(|error| chain(&error))?.and_then(|service| service.spec).unwrap_or_default();
+    let services = Api::<Service>::namespaced(own.clone(), "default");
+    let kubernetes = services.list(&ListParams::default().fields("metadata.name=kubernetes")).await;
+    let kubernetes = kubernetes.map_err(|error| chain(&error))?.items.into_iter().next();
+    let spec = kubernetes.and_then(|service| service.spec).unwrap_or_default();
     let ips = spec.cluster_ips.unwrap_or_default();
     addresses.service_ranges.extend(ips.iter().filter_map(|ip| ip.parse::<std::net::IpAddr>().ok()).map(IpNet::from));
     Ok(addresses)

@@ -46,7 +46,10 @@ impl PeerHalf<'_> {
             .map(|(group, resource)| json!({"apiGroups": [group], "resources": [resource], "verbs": PEER_VERBS}))
             .collect();
         vec![
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            // With the label that `deploy/namespace.yaml` has: who applies both would otherwise take it away again.
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+                "name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+            }}),
             json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",
                 "metadata": {"name": account, "namespace": namespace},

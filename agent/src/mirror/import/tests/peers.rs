@@ -87,6 +87,32 @@ fn a_mirror_that_starts_takes_nothing_away_before_a_peer_was_listed() {
 }
 
 #[test]
+fn what_joins_and_what_is_headless_is_kept_as_well_until_its_peer_was_listed() {
+    let mark = json!({"annotations": {"service.cilium.io/global": "true"}});
+    let mut scene = demo();
+    scene.service("", "cache", mark.clone(), http());
+    scene.service("east", "cache", mark.clone(), http());
+    scene.slice("east", "cache", &["10.108.0.40"], ("http", 8080));
+    scene.service_with("east", "hello", json!({}), json!({"ports": http(), "clusterIP": "None"}));
+    scene.slice("east", "hello", &["10.108.0.50"], ("http", 8080));
+    scene.export("east", "hello", 1, json!({}));
+    scene.settle();
+    let slices = |scene: &Scene| scene.objects.keys().filter(|(kind, _)| *kind == Kind::Slice).count();
+    let before = slices(&scene);
+    let mut restarted = restarted(&scene);
+    restarted.service("", "cache", mark, http());
+    restarted.settle();
+    assert_eq!(restarted.written, []);
+    assert_eq!(slices(&restarted), before);
+    // Once east is listed and has neither, both go.
+    restarted.world.apply(Change::Listed(LinkName("east".to_owned())));
+    restarted.world.apply(Change::Listed(LinkName("north".to_owned())));
+    restarted.settle();
+    assert!(!restarted.has(Kind::Import, "hello"));
+    assert!(slices(&restarted) <= before - 2, "{} of {before}", slices(&restarted));
+}
+
+#[test]
 fn a_peer_that_is_not_heard_for_very_long_is_given_up_even_if_it_was_never_listed() {
     let mut scene = demo();
     scene.settle();
