@@ -180,15 +180,20 @@ pub(super) fn own(mount: &Path) -> anyhow::Result<PathBuf> {
     let name = cgroups.lines().find_map(|line| line.strip_prefix("0::/"));
     let name = name.context("this process is in no cgroup of the cgroup2 hierarchy")?;
     let by_name = mount.join(name);
-    if holds_us(&by_name) || name.is_empty() && !is_namespaced(mount) {
+    if holds_us(&by_name) {
         return Ok(by_name);
     }
+    // In a cgroup namespace of our own we are at its root by name, wherever that lies in what is mounted.
     let mut left = vec![mount.to_owned()];
     while let Some(dir) = left.pop() {
         if holds_us(&dir) {
             return Ok(dir);
         }
         left.extend(folders(&dir)?);
+    }
+    // The root's list of processes names none that a container's pid namespace doesn't show.
+    if name.is_empty() && !is_namespaced(mount) {
+        return Ok(by_name);
     }
     bail!("can't find this process below {}: name the cgroup to attach to with --cgroup", mount.display())
 }

@@ -1,5 +1,5 @@
 //! Container images without a container engine: files in, an archive in the OCI image layout out, which
-//! `ctr images import`, `docker load` and `podman load` read.
+//! `ctr images import` and `podman load` read.
 //!
 //! The same files give the same bytes: no time, owner or order of this machine gets into an archive. Formats: OCI image
 //! specification 1.1, `image-layout.md`, `manifest.md`, `config.md` and `layer.md`.
