@@ -9,6 +9,7 @@ use crate::{
     cleanup,
 };
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -145,17 +146,32 @@ impl Domain {
         Ok(Self { shares: 0, cgroup, back })
     }
 
-    /// Moves back what is here: this process, and what it started meanwhile, which would otherwise have begun there.
+    /// Moves back this process, and then what it started meanwhile and so began here. Only then is nothing born here any
+    /// more that removing the cgroup would end.
     fn leave(self) -> Result<()> {
-        for pid in self.cgroup.processes()? {
-            let moved = cgroup::enter(&self.back, u32::try_from(pid).unwrap_or(0));
-            // Unless it has ended since.
-            if Path::new("/proc").join(pid.to_string()).exists() {
-                moved?;
+        self.hand_back(std::process::id())?;
+        loop {
+            let started = self.cgroup.processes()?;
+            if started.is_empty() {
+                return self.cgroup.remove();
+            }
+            for pid in started {
+                self.hand_back(u32::try_from(pid).context("the kernel lists a negative process id")?)?;
             }
         }
-        self.cgroup.remove()
     }
+
+    fn hand_back(&self, pid: u32) -> Result<()> {
+        match cgroup::enter(&self.back, pid) {
+            // It has ended since it was listed.
+            Err(error) if number(&error) == Some(Errno::ESRCH as i32) => Ok(()),
+            moved => moved,
+        }
+    }
+}
+
+fn number(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<io::Error>()?.raw_os_error()
 }
 
 fn current() -> MutexGuard<'static, Option<Domain>> {

@@ -155,6 +155,26 @@ fn threads_of_one_process_are_in_cgroups_of_their_own() -> Result<()> {
 }
 
 #[test]
+fn what_is_started_while_threads_have_cgroups_outlives_these() -> Result<()> {
+    if skipped() {
+        return Ok(());
+    }
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| -> Result<()> {
+            for _ in 0..300 {
+                let status = Command::new("sleep").arg("0.005").status()?;
+                assert!(status.success(), "{status}");
+            }
+            Ok(())
+        });
+        while !starting.is_finished() {
+            drop(ThreadCgroup::new("short")?);
+        }
+        starting.join().expect("every command ends by itself")
+    })
+}
+
+#[test]
 fn a_run_that_was_killed_leaves_nothing_once_somebody_looks() -> Result<()> {
     if skipped() {
         return Ok(());
