@@ -31,7 +31,9 @@ fn named(path: &Path) -> PathBuf {
 
 /// The object that `cargo xtask build-ebpf` left.
 fn built() -> Option<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("agent/ lies in the workspace");
+    // As it is now: this program itself may have been built for another checkout that has the same target folder.
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let workspace = package.parent().expect("agent/ lies in the workspace");
     let folder = workspace.join("target/ebpf");
     // Watched is the folder, which has to exist: cargo takes a file that isn't there for a change in every build.
     fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("create {}: {error}", folder.display()));

@@ -89,8 +89,9 @@ async fn a_peer_that_is_lost_loses_nothing_and_is_as_before_once_it_is_back() ->
         Ok(slice.labels().get("tombolo.io/peer-state").cloned())
     };
     eventually("lost", Some("lost".to_owned()), state).await?;
-    // Whether it is ready depends on who answers there when it is probed; gone it is not.
-    assert!(pair.west.endpoints("a-east").await?[0].starts_with("east 10.108.0.1:8080"));
+    // Nobody answers there either: unready, but not gone.
+    let silent = vec!["east 10.108.0.1:8080 unready".to_owned()];
+    eventually("silent", silent, || pair.west.endpoints("a-east")).await?;
     assert!(pair.west.service("a-east").await?.is_some());
 
     pair.east.server.start_api(0).await?;

@@ -1,11 +1,11 @@
 //! Tests: a cluster with a mirror, and an API server that does what is asked of it.
 
 use super::{
-    conventions,
     import::{Fate, Imported, desired},
+    links,
     plan::{Kind, Step, steps},
     read,
-    source::{Link, LinkName, Origin, Quota},
+    source::{Link, LinkName, Origin},
     world::{Change, ImportKey, ImportKind, World},
 };
 use crate::model::{ClusterName, ObjectName};
@@ -339,19 +339,7 @@ impl Scene {
 }
 
 pub(super) fn link(name: &str) -> Link {
-    Link {
-        cluster: cluster(name),
-        suffix: name.to_owned(),
-        created: 100,
-        selectors: conventions::default_selectors(),
-        excluded_labels: Vec::new(),
-        excluded_annotations: Vec::new(),
-        is_linkerds: false,
-        is_flat: true,
-        pod_ranges: Vec::new(),
-        gateway_ranges: Vec::new(),
-        quota: Quota::default(),
-    }
+    links::plain(cluster(name), 100)
 }
 
 pub(super) fn service(name: &str, mut meta: Value, mut spec: Value) -> Value {
