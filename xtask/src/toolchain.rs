@@ -6,6 +6,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
 };
 
 /// The one Rust toolchain for the agent and for the kernel programs. Its LLVM has to be that of [`LLVM`], because
@@ -19,9 +20,14 @@ pub(crate) const COMPONENTS: [&str; 3] = ["rust-src", "rustfmt", "clippy"];
 /// Major version of LLVM that rustc [`CHANNEL`] contains.
 pub(crate) const LLVM: u32 = 22;
 
-/// The workspace's folder.
+/// The workspace's folder: cargo says where as it runs this program, which may have been built for another checkout that has
+/// the same target folder.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the workspace")
+    static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let running = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).filter(|dir| dir.ends_with("xtask"));
+        running.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
+    });
+    PACKAGE.parent().expect("xtask/ lies in the workspace")
 }
 
 /// Where things are kept that outlive `cargo clean` and serve every copy of the repository: `tombolo` in the user's
