@@ -17,6 +17,8 @@ mod agent_egress;
 mod agent_foreign;
 #[path = "kernel/agent_healing.rs"]
 mod agent_healing;
+#[path = "kernel/agent_kills.rs"]
+mod agent_kills;
 #[path = "kernel/agent_layouts.rs"]
 mod agent_layouts;
 #[path = "kernel/agent_lifecycle.rs"]
