@@ -13,7 +13,15 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::jiff::Timestamp;
-use std::{convert::Infallible, fmt::Write, net::SocketAddr, sync::Arc, time::Duration};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    convert::Infallible,
+    fmt::Write,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -24,6 +32,8 @@ use tracing::{debug, info};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that are served at once.
 const CONNECTIONS: usize = 32;
+/// Connections that wait to be.
+const BACKLOG: i32 = 128;
 
 /// What is shown.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +52,7 @@ pub struct View {
 ///
 /// The address can't be had.
 pub async fn serve(address: SocketAddr, view: watch::Receiver<View>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("serve metrics at {address}"))?;
+    let listener = listen(address).with_context(|| format!("serve metrics at {address}"))?;
     info!(%address, "metrics served");
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -74,6 +84,36 @@ pub async fn serve(address: SocketAddr, view: watch::Receiver<View>) -> anyhow::
             drop(place);
         });
     }
+}
+
+/// Listens at an address; at `[::]` for IPv4 as well, whatever the node's `net.ipv6.bindv6only` says, and for IPv4 alone where
+/// there is no IPv6.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let is_any = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match bind(address) {
+        Err(error) if is_any && is_without_ipv6(&error) => {
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+        }
+        bound => bound,
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // As the runtime does it: one that was ended may have left connections behind.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Whether a socket failed for want of IPv6: the kernel has none, or it is off (ipv6(7)).
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 fn answer(method: &Method, path: &str, view: &View) -> Response<Full<Bytes>> {
@@ -216,5 +256,32 @@ mod tests {
         assert_eq!((status(false, false), status(true, false), status(true, true)), (200, 503, 200));
         assert_eq!(answer(&Method::GET, "/x", &View::default()).status(), 404);
         assert_eq!(answer(&Method::POST, "/metrics", &View::default()).status(), 405);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_by_ipv4_or_ipv6_is_answered() {
+        let any: SocketAddr = "[::]:0".parse().unwrap();
+        let listener = listen(any).unwrap();
+        let bound = listener.local_addr().unwrap();
+        let mut targets = vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), bound.port())];
+        if bound.is_ipv6() {
+            targets.push(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), bound.port()));
+        } else {
+            eprintln!("skipped: this machine has no IPv6");
+        }
+        for target in targets {
+            tokio::net::TcpStream::connect(target).await.unwrap();
+        }
+        let one: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        assert_eq!(listen(one).unwrap().local_addr().unwrap().ip(), one.ip());
+    }
+
+    #[test]
+    fn only_the_want_of_ipv6_makes_it_ipv4() {
+        for (error, expected) in
+            [(libc::EAFNOSUPPORT, true), (libc::EADDRNOTAVAIL, true), (libc::EADDRINUSE, false), (libc::EACCES, false)]
+        {
+            assert_eq!(is_without_ipv6(&io::Error::from_raw_os_error(error)), expected, "{error}");
+        }
     }
 }
