@@ -33,38 +33,40 @@ use tokio::time::{Instant, sleep};
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Print the manifests of a link.
+///
+/// Its flags are no environment variables, as those of other subcommands are: these names stand for the cluster that agent and mirror run in.
 #[derive(Args)]
 pub(super) struct LinkArgs {
     /// What the link is called here. Mirrored Services are called after it, `<service>-<link>`.
     #[arg(value_parser = link_name)]
     name: String,
     /// Print the half that is applied in the other cluster: an account that may read what is exported. Apply it first.
-    #[arg(long, env = "TOMBOLO_PEER")]
+    #[arg(long)]
     peer: bool,
     /// The kubeconfig by which you reach the other cluster. What is printed holds its server and its certificate authority, not
     /// your credential.
-    #[arg(long, env = "TOMBOLO_KUBECONFIG", value_name = "FILE", required_unless_present = "peer")]
+    #[arg(long, value_name = "FILE", required_unless_present = "peer")]
     kubeconfig: Option<PathBuf>,
     /// Where the mirror reaches the other cluster's API server, where that is another address than yours.
-    #[arg(long, env = "TOMBOLO_SERVER", value_name = "URL")]
+    #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The other cluster's id in the ClusterSet; by default its ClusterProperty, else the link's name.
-    #[arg(long, env = "TOMBOLO_CLUSTER", value_name = "NAME", value_parser = cluster_name)]
+    #[arg(long, value_name = "NAME", value_parser = cluster_name)]
     cluster: Option<ClusterName>,
     /// Whether the other cluster's pods can be reached from here, or its gateways only.
-    #[arg(long, env = "TOMBOLO_MODE", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     mode: Mode,
     /// Where its pods may be; by default what it says of itself.
-    #[arg(long, env = "TOMBOLO_POD_RANGES", value_name = "RANGE", value_delimiter = ',', value_parser = validate::range)]
+    #[arg(long, value_name = "RANGE", value_delimiter = ',', value_parser = validate::range)]
     pod_ranges: Vec<IpNet>,
     /// Where its gateways may be.
-    #[arg(long, env = "TOMBOLO_GATEWAY_RANGES", value_name = "RANGE", value_delimiter = ',', value_parser = validate::range)]
+    #[arg(long, value_name = "RANGE", value_delimiter = ',', value_parser = validate::range)]
     gateway_ranges: Vec<IpNet>,
     /// The mirror's namespace, in both clusters.
-    #[arg(long, env = "TOMBOLO_NAMESPACE", value_name = "NAMESPACE", default_value = "tombolo-system")]
+    #[arg(long, value_name = "NAMESPACE", default_value = "tombolo-system")]
     namespace: String,
     /// The account in the other cluster. One for each cluster that imports can be taken away from each.
-    #[arg(long, env = "TOMBOLO_ACCOUNT", value_name = "NAME", default_value = "tombolo-peer")]
+    #[arg(long, value_name = "NAME", default_value = "tombolo-peer")]
     account: String,
 }
 

@@ -2,8 +2,10 @@
 
 use super::say;
 use crate::datapath::{pins::Pins, preflight};
+use anyhow::Context;
 use clap::Args;
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Remove everything that an agent pinned.
 #[derive(Args)]
@@ -11,16 +13,35 @@ pub(super) struct UnloadArgs {
     /// The folder in which maps and links are pinned.
     #[arg(long, env = "TOMBOLO_PINS", value_name = "DIR", default_value = "/sys/fs/bpf/tombolo")]
     pins: PathBuf,
+    /// Then wait to be told to end, so that a DaemonSet can do it once on each node.
+    #[arg(long, env = "TOMBOLO_STAY")]
+    stay: bool,
 }
 
 pub(super) fn run(args: &UnloadArgs) -> anyhow::Result<()> {
     preflight::check_privileges()?;
     let pins = Pins::new(&args.pins);
     // A running agent would put everything back.
-    let _locks = pins.lock_all()?;
+    let locks = pins.lock_all()?;
     let removed = pins.unload()?;
     match removed.len() {
-        0 => say(format!("nothing is pinned in {}", args.pins.display())),
-        n => say(format!("removed {n} pins from {}; connections take their ordinary path", args.pins.display())),
+        0 => say(format!("nothing is pinned in {}", args.pins.display()))?,
+        n => say(format!("removed {n} pins from {}; connections take their ordinary path", args.pins.display()))?,
     }
+    drop(locks);
+    if args.stay { wait() } else { Ok(()) }
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn wait() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    })
 }
