@@ -10,6 +10,7 @@ mod certificates;
 mod cgroups;
 mod check;
 mod control_plane;
+mod cut;
 mod daemon;
 mod dns;
 pub(crate) mod image;
@@ -56,6 +57,10 @@ enum Action {
     Status(status::Args),
     /// Run pods, and show that they reach Services and each other over all clusters
     Check,
+    /// Have a cluster not be reached any more, or its pods not from another one: to see what happens then
+    Cut(cut::Args),
+    /// Have all clusters reach each other again
+    Heal,
     /// Import image archives into every node that runs, and keep them for those that start later
     Load {
         /// Archives in the OCI layout, or as `docker save` writes them; they need names that differ
@@ -77,6 +82,8 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
         Action::Down => down(),
         Action::Status(args) => status::main(args),
         Action::Check => check::main(),
+        Action::Cut(args) => locked(|| cut::main(args)),
+        Action::Heal => locked(cut::heal),
         Action::Load { archives } => load(archives),
     }
 }
@@ -113,7 +120,7 @@ pub(crate) fn up(counts: Counts) -> anyhow::Result<()> {
         node::start(&node).with_context(|| format!("start the node {}", node.name()))?;
     }
     let running = running_nodes()?;
-    network::route(&running)?;
+    cut::heal().context("undo what cut clusters off")?;
     for cluster in CLUSTERS {
         let nodes: Vec<Node> = running.iter().copied().filter(|node| node.cluster == cluster).collect();
         node::wait(cluster, &nodes)?;
@@ -213,6 +220,12 @@ fn lock() -> anyhow::Result<File> {
     let lock = File::create(&file).with_context(|| format!("create {}", file.display()))?;
     lock.try_lock().with_context(|| format!("another run holds {}", file.display()))?;
     Ok(lock)
+}
+
+/// Does something to the network while no other run changes the clusters.
+fn locked(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let _lock = lock()?;
+    work()
 }
 
 /// What a person needs to go on.

@@ -139,6 +139,7 @@ fn tools(need: Need) -> Vec<Item> {
             Item::new("runc", "runc", "runs containers on the nodes"),
             Item::new(node::plugin(), "containernetworking-plugins", "the pods' network"),
             Item::new("iptables", "iptables", "kube-proxy's rules"),
+            Item::new("nft", "nftables", "clusters that vanish"),
             Item::new("busybox", "busybox-static", "user space of pods"),
         ],
         Need::Conformance => vec![

@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 
 /// The bridge, and the other end of this machine's link; both lie in the namespace [`NAME`].
 const BRIDGE: &str = "bridge";
-const MACHINE_END: &str = "machine";
+pub(super) const MACHINE_END: &str = "machine";
 /// A node's link.
 const NODE_END: &str = "eth0";
 
@@ -77,6 +77,7 @@ fn remove_netns(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ip(args: &[&str]) -> anyhow::Result<()> {
+/// Runs the program `ip`.
+pub(super) fn ip(args: &[&str]) -> anyhow::Result<()> {
     output(Command::new("ip").args(args)).map(drop)
 }
