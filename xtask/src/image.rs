@@ -1,5 +1,5 @@
 //! `image`: the container image of agent and mirror, made without a container engine: one static program, in an archive that
-//! `ctr images import` and `podman load` read.
+//! `ctr images import`, `podman load` and `docker load` read.
 
 use crate::{
     build_ebpf,

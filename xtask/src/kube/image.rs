@@ -1,8 +1,9 @@
 //! Container images without a container engine: files in, an archive in the OCI image layout out, which
-//! `ctr images import` and `podman load` read.
+//! `ctr images import` and `podman load` read, and `docker load` by a manifest of its own kind beside it.
 //!
 //! The same files give the same bytes: no time, owner or order of this machine gets into an archive. Formats: OCI image
-//! specification 1.1, `image-layout.md`, `manifest.md`, `config.md` and `layer.md`.
+//! specification 1.1, `image-layout.md`, `manifest.md`, `config.md` and `layer.md`; Docker image specification 1.2, "Combined Image
+//! JSON + Filesystem Changeset Format".
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -96,8 +97,10 @@ impl Image {
         let mut archive = Builder::new(Vec::new());
         append_file(&mut archive, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         append_file(&mut archive, "index.json", 0o644, &serde_json::to_vec(&index).context("write the index")?)?;
+        let docker = json!([{"Config": place(&config), "RepoTags": [self.name], "Layers": [place(&layer)]}]);
+        append_file(&mut archive, "manifest.json", 0o644, &serde_json::to_vec(&docker).context("write Docker's")?)?;
         for blob in [&manifest, &config, &layer] {
-            append_file(&mut archive, &format!("blobs/sha256/{}", hex(&Sha256::digest(blob))), 0o644, blob)?;
+            append_file(&mut archive, &place(blob), 0o644, blob)?;
         }
         archive.into_inner().context("finish the archive")
     }
@@ -190,6 +193,11 @@ fn digest(blob: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(blob)))
 }
 
+/// Where a blob lies in an archive.
+fn place(blob: &[u8]) -> String {
+    format!("blobs/sha256/{}", hex(&Sha256::digest(blob)))
+}
+
 fn descriptor(media_type: &str, blob: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": digest(blob), "size": blob.len()})
 }
@@ -257,7 +265,7 @@ mod tests {
     fn every_blob_lies_under_its_digest_and_is_described_by_it() {
         let files = unpack(&image().archive().unwrap());
         for (path, contents) in files.iter().filter(|(path, _)| path.starts_with("blobs/")) {
-            assert_eq!(*path, format!("blobs/sha256/{}", hex(&Sha256::digest(contents))));
+            assert_eq!(*path, place(contents));
         }
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
         assert_eq!(index["manifests"][0]["annotations"]["io.containerd.image.name"], "localhost/test:7");
@@ -268,6 +276,20 @@ mod tests {
         assert_eq!(config["config"]["Entrypoint"], json!(["/bin/it"]));
         let names: Vec<String> = unpack(layer).into_keys().collect();
         assert_eq!(names, ["bin/", "bin/alias", "bin/it", "empty/"]);
+    }
+
+    #[test]
+    fn docker_finds_the_same_layer_and_configuration() {
+        let files = unpack(&image().archive().unwrap());
+        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        let manifest: Value = serde_json::from_slice(blob(&files, &index["manifests"][0])).unwrap();
+        let docker: Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+        assert_eq!(docker[0]["RepoTags"], json!(["localhost/test:7"]));
+        for (docker, oci) in
+            [(&docker[0]["Config"], &manifest["config"]), (&docker[0]["Layers"][0], &manifest["layers"][0])]
+        {
+            assert_eq!(files[docker.as_str().unwrap()], blob(&files, oci));
+        }
     }
 
     #[test]
