@@ -82,7 +82,11 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<()> {
 
 /// The suite's program, built unless it is there.
 fn suite(source: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let folder = cache()?.join(format!("mcs-api-{}", &COMMIT[..10]));
+    // What is built of somebody's own source is nobody else's.
+    let folder = match source {
+        Some(_) => root().join("target/conformance"),
+        None => cache()?.join(format!("mcs-api-{}", &COMMIT[..10])),
+    };
     let program = folder.join("conformance.test");
     if source.is_none() && program.exists() {
         return Ok(program);

@@ -56,8 +56,13 @@ pub(crate) fn sysroot() -> Option<PathBuf> {
 fn pinned(program: &str) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", CHANNEL, program]).current_dir(root());
-    // Set by the cargo that runs this program; another cargo would pass it on as its own path.
-    command.env_remove("CARGO");
+    // Set by the cargo that runs this program; another cargo would pass it on as its own path, and build crates anew whose
+    // build scripts look at their own package's.
+    let of_cargo =
+        |name: &str| name == "CARGO" || name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_cargo)) {
+        command.env_remove(name);
+    }
     command
 }
 
