@@ -13,7 +13,7 @@ mod http;
 mod stream;
 mod udp;
 
-use crate::{report::now, server::Answer};
+use crate::{load::at_end_of_input, report::now, server::Answer};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,9 @@ pub struct Options {
     /// Milliseconds that an attempt may take, its connect included; a waiting stream waits for ever
     #[arg(long, default_value_t = 5000)]
     pub timeout_ms: u64,
+    /// End when standard input does, too: signals don't reach what runs in a container
+    #[arg(long)]
+    pub until_eof: bool,
 }
 
 /// One try of a request.
@@ -173,12 +176,19 @@ struct Log<W: Write> {
     enough: watch::Receiver<bool>,
 }
 
-/// Calls until SIGTERM; tells of each attempt on `out`, the last ones unfinished.
+/// Calls until SIGTERM, or until standard input ends; tells of each attempt on `out`, the last ones unfinished.
 pub async fn run(options: Options, out: impl Write + 'static) -> Result<()> {
     ensure!(options.rate > 0 && options.connections > 0, "rate and connections have to be at least 1");
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut asked = signal(SignalKind::user_defined1()).context("listen for SIGUSR1")?;
     let mut told_enough = signal(SignalKind::user_defined2()).context("listen for SIGUSR2")?;
+    let (ended, mut at_end) = watch::channel(false);
+    if options.until_eof {
+        let ended = ended.clone();
+        at_end_of_input(move || {
+            ended.send_replace(true);
+        });
+    }
     let (stop, stopped) = watch::channel(false);
     let (enough, had_enough) = watch::channel(false);
     let out = RefCell::new(BufWriter::new(out));
@@ -192,6 +202,7 @@ pub async fn run(options: Options, out: impl Write + 'static) -> Result<()> {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => break,
+                    _ = at_end.wait_for(|ended| *ended) => break,
                     _ = asked.recv() => telling.note_under_way()?,
                     _ = told_enough.recv() => { enough.send_replace(true); }
                     _ = tell.tick() => telling.flush()?,

@@ -11,6 +11,7 @@ mod cluster_loss;
 mod federated;
 mod flat;
 mod gateway;
+pub(crate) mod habits;
 mod local_first;
 mod outage;
 mod rolling_update;

@@ -5,9 +5,11 @@
 //! Before each scene everything is put back to how it was. A scene is a file below `kubernetes/scenes/`.
 
 mod client;
+mod exec;
 mod ground;
 mod install;
 mod kubectl;
+mod outage;
 mod scenes;
 mod sockets;
 mod stage;
@@ -46,6 +48,10 @@ pub struct Options {
     /// A folder below which overlays of these manifests are written; on the same file system
     #[arg(long, value_name = "DIR")]
     pub overlays: PathBuf,
+    /// The program that cuts clusters off, `PROGRAM kube cut CLUSTER [--from CLUSTER]`, and has them reach each other again,
+    /// `PROGRAM kube heal`
+    #[arg(long, value_name = "FILE")]
+    pub xtask: PathBuf,
     /// What tells one build of the images from another: pods of an older one are replaced
     #[arg(long, value_name = "TEXT")]
     pub build: String,
@@ -120,16 +126,22 @@ fn play(options: &Options) -> Result<Summary> {
         let fits = options.filters.is_empty() || options.filters.iter().any(|text| scene.name.contains(text.as_str()));
         is_meant && fits && (scene.is_demo || !options.demo)
     };
+    let mut is_whole = true;
     for scene in SCENES.iter().filter(wanted) {
         let mut stage = Stage::new(scene.name, &ground);
-        let begun = ground.restore().and_then(|()| stage.begin());
+        // One that failed may have left anything.
+        let whole = if is_whole { Ok(()) } else { ground.set_up() };
+        let begun = whole.and_then(|()| ground.restore()).and_then(|()| stage.begin());
         let played = begun.and_then(|()| (scene.play)(&mut stage));
         let result = stage.end(played)?;
+        is_whole = result.passed();
         screen.scene_ended(&result)?;
         summary.scenes.push(result);
     }
     if !options.keep {
-        summary.left_behind = ground.take_down().unwrap_or_else(|error| vec![format!("{error:#}")]);
+        let whole = if is_whole { Ok(()) } else { ground.set_up() };
+        let left = whole.and_then(|()| ground.take_down());
+        summary.left_behind = left.unwrap_or_else(|error| vec![format!("{error:#}")]);
     }
     summary.seconds = began.elapsed().as_secs_f64();
     summary.print();

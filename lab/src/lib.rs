@@ -30,3 +30,4 @@ pub mod report;
 pub mod server;
 pub mod soak;
 pub mod threads;
+mod told;

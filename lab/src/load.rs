@@ -81,11 +81,7 @@ pub async fn run(options: Options, mut out: impl Write) -> Result<()> {
     let (stop, _) = tokio::sync::watch::channel(false);
     if options.until_eof {
         let stop = stop.clone();
-        // Not awaited: nothing ends a read that is under way.
-        std::thread::spawn(move || {
-            if let Err(error) = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()) {
-                eprintln!("read standard input: {error}");
-            }
+        at_end_of_input(move || {
             stop.send_replace(true);
         });
     }
@@ -108,6 +104,17 @@ pub async fn run(options: Options, mut out: impl Write) -> Result<()> {
         })
         .await?;
     write(&seen, &mut out)
+}
+
+/// Does `work` once standard input has ended, beside whatever else goes on.
+pub(crate) fn at_end_of_input(work: impl FnOnce() + Send + 'static) {
+    // Not awaited: nothing ends a read that is under way.
+    std::thread::spawn(move || {
+        if let Err(error) = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()) {
+            eprintln!("read standard input: {error}");
+        }
+        work();
+    });
 }
 
 async fn work(

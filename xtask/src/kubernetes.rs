@@ -15,7 +15,7 @@ use crate::{
 use anyhow::Context;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 /// The image of what runs in the scenes' pods.
 const LAB: &str = "localhost/lab:1";
@@ -65,6 +65,7 @@ pub(crate) fn lab(play: &Play<'_>) -> anyhow::Result<Command> {
         lab.arg("--cluster").arg(format!("{}={}={}", cluster.name, config.display(), cluster.pods()));
     }
     lab.arg("--deploy").arg(root().join("deploy")).arg("--overlays").arg(root().join("target/overlays"));
+    lab.arg("--xtask").arg(env::current_exe().context("find this program")?);
     lab.arg("--build").arg(&kube::image::hex(&build.finalize())[..16]);
     lab.args(play.demo.then_some("--demo")).args(play.keep.then_some("--keep"));
     lab.args(play.filters.iter().flat_map(|filter| ["--filter", filter]));

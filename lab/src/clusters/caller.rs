@@ -2,21 +2,14 @@
 
 use super::Pod;
 use crate::{
-    caller::{Attempt, End, Kind},
+    caller::{Attempt, Kind},
     process::Process,
     report::Report,
+    told::Telling,
 };
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use std::{
-    io::{BufRead, BufReader},
-    net::SocketAddr,
-    path::Path,
-    process::Stdio,
-    sync::{Arc, Mutex, MutexGuard},
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 /// How long a caller may take to end: it waits for nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,14 +35,7 @@ pub struct Caller {
     kind: Kind,
     label: String,
     process: Process,
-    told: Arc<Mutex<Told>>,
-    reader: Option<JoinHandle<Result<()>>>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    attempts: Vec<Attempt>,
-    sum: Report,
+    telling: Telling,
 }
 
 impl Caller {
@@ -61,20 +47,8 @@ impl Caller {
         command.args(["--timeout-ms", &calls.timeout.as_millis().to_string()]);
         command.args(calls.targets.iter().map(SocketAddr::to_string)).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process = pod.start(command)?;
-        let lines = BufReader::new(process.stdout().expect("stdout is piped"));
-        let told = Arc::new(Mutex::new(Told::default()));
-        let reader = thread::spawn({
-            let told = told.clone();
-            move || {
-                for line in lines.lines() {
-                    let line = line.context("read what a caller tells")?;
-                    let attempt = serde_json::from_str(&line).context("understand what a caller tells")?;
-                    guard(&told).add(attempt);
-                }
-                Ok(())
-            }
-        });
-        Ok(Self { kind: calls.kind, label, process, told, reader: Some(reader) })
+        let telling = Telling::read(process.stdout().expect("stdout is piped"));
+        Ok(Self { kind: calls.kind, label, process, telling })
     }
 
     /// What it does with its connections.
@@ -89,19 +63,17 @@ impl Caller {
 
     /// Sums of what it has told so far; at most about 0.1 s old.
     pub fn sum(&self) -> Report {
-        guard(&self.told).sum.clone()
+        self.telling.sum()
     }
 
     /// The attempts that ended at `from` or later and before `to`, by [`crate::report::now`].
     pub fn attempts(&self, from: Duration, to: Duration) -> Vec<Attempt> {
-        let told = guard(&self.told);
-        let ended_then = |attempt: &&Attempt| (from..to).contains(&attempt.ended());
-        told.attempts.iter().filter(ended_then).cloned().collect()
+        self.telling.attempts(from, to)
     }
 
     /// All attempts told of since the last time, in the order in which they ended.
     pub fn take(&self) -> Vec<Attempt> {
-        std::mem::take(&mut guard(&self.told).attempts)
+        self.telling.take()
     }
 
     /// Has it tell of what is under way, as unfinished so far.
@@ -132,29 +104,6 @@ impl Caller {
         let status = self.process.wait(within)?;
         let status = status.with_context(|| format!("the caller \"{}\" does not end", self.label))?;
         ensure!(status.success(), "the caller \"{}\" ended with {status}", self.label);
-        match self.reader.take() {
-            Some(reader) => reader.join().expect("the reader does not panic"),
-            None => Ok(()),
-        }
+        self.telling.end()
     }
-}
-
-impl Told {
-    fn add(&mut self, attempt: Attempt) {
-        if attempt.end != End::Unfinished {
-            self.sum.requests += u64::from(!attempt.retry);
-        }
-        match &attempt.end {
-            End::Answered(cluster) | End::OtherPeer(cluster) => {
-                *self.sum.by_cluster.entry(cluster.clone()).or_default() += 1;
-            }
-            End::Failed(_) => self.sum.failed += u64::from(!attempt.retry),
-            End::Unfinished => {}
-        }
-        self.attempts.push(attempt);
-    }
-}
-
-fn guard(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
-    told.lock().expect("an attempt is added without panic")
 }

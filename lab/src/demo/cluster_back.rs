@@ -2,8 +2,9 @@
 
 use super::{
     Scene,
-    cluster_loss::{check_retries, lose},
-    outage::{CALLED, CALLERS, LOST, Outage, Way, fields, in_words},
+    cluster_loss::lose,
+    habits::{Way, check_retries, fields, in_words, part},
+    outage::{CALLED, CALLERS, LOST, Outage},
     shares::{by_endpoint, check},
     stage::Stage,
 };
@@ -44,8 +45,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         let now = now()?;
         let latest = stage.outage()?.attempts(Way::Tombolo, Kind::NewConnections, now - STRETCH, now);
         let latest = Figures::of(&latest, back);
-        let (of_lost, all) = (latest.by_cluster.get(LOST).copied(), latest.by_cluster.values().sum::<u64>());
-        if now > back + STRETCH && parts(of_lost.unwrap_or(0), all) >= share * FULL {
+        if now > back + STRETCH && part(LOST, &latest) >= share * FULL {
             break now - STRETCH - back;
         }
         ensure!(now < back + BACK_WITHIN, "{LOST} has not got its share back after {} s", BACK_WITHIN.as_secs());
@@ -80,10 +80,4 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     ));
     check(&format!("{CALLERS} with {LOST} back"), &last.by_cluster, &expected)?;
     check_retries(&ours.0)
-}
-
-/// `some` of `all`; 0 of nothing.
-#[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2⁵³")]
-fn parts(some: u64, all: u64) -> f64 {
-    if all == 0 { 0.0 } else { some as f64 / all as f64 }
 }

@@ -2,7 +2,8 @@
 
 use super::{
     Scene,
-    outage::{CALLERS, LOST, Outage, Way, fields, in_words},
+    habits::{Way, check_retries, fields, in_words},
+    outage::{CALLERS, LOST, Outage},
     stage::Stage,
 };
 use crate::{
@@ -69,18 +70,4 @@ pub(super) fn lose(stage: &mut Stage<'_>, before: Duration, gone: Duration) -> R
     stage.watch(before)?;
     stage.on_outage(Outage::lose)?;
     stage.watch(gone)
-}
-
-/// Fails if a request failed in spite of its retry.
-pub(super) fn check_retries(figures: &crate::attempts::Figures) -> Result<()> {
-    let failures: Vec<_> =
-        figures.failures.iter().map(|failure| format!("{:.0} ms: {}", failure.began_ms, failure.error)).collect();
-    ensure!(
-        figures.failed_with_retry == 0,
-        "{} of {} requests failed in spite of a retry; the first failures: {}",
-        figures.failed_with_retry,
-        figures.requests,
-        failures.join("; ")
-    );
-    Ok(())
 }

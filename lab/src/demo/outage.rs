@@ -1,7 +1,10 @@
 //! What two scenes share in which a cluster dies without a word: callers of all kinds, through Tombolo and, beside it,
 //! through kube-proxy's rules, and what they amount to.
 
-use super::cluster_back;
+use super::{
+    cluster_back,
+    habits::{self, ByKind, LOAD, Way},
+};
 use crate::{
     attempts::{Figures, ms_after},
     caller::{Attempt, Kind},
@@ -11,7 +14,7 @@ use crate::{
 };
 use anyhow::Result;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -26,30 +29,6 @@ pub(super) const CALLERS: &str = "west";
 pub(super) const CALLED: &str = "frontend-federated";
 /// How often the agent is asked what it thinks of the clusters.
 const ASK_EVERY: Duration = Duration::from_millis(200);
-/// What an HTTP client waits for an answer.
-const HTTP_PATIENCE: Duration = Duration::from_secs(5);
-/// What a resolver waits (c-ares; others wait longer).
-const UDP_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Kinds of callers: requests a second, connections, patience.
-const LOAD: [(Kind, u32, u32, Duration); 6] = [
-    (Kind::NewConnections, 200, 1, HTTP_PATIENCE),
-    (Kind::KeepAlive, 60, 12, HTTP_PATIENCE),
-    (Kind::Stream, 60, 12, HTTP_PATIENCE),
-    (Kind::WaitingStream, 12, 12, HTTP_PATIENCE),
-    (Kind::ConnectedUdp, 60, 12, UDP_PATIENCE),
-    (Kind::UnconnectedUdp, 60, 12, UDP_PATIENCE),
-];
-
-/// Whose connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Tombolo's.
-    Tombolo,
-    /// Those that kube-proxy's rules translate.
-    KubeProxy,
-}
-
 /// Callers that go on while a cluster is lost and comes back.
 pub(super) struct Outage {
     callers: Vec<(Way, Caller)>,
@@ -171,9 +150,7 @@ impl Outage {
     /// What the attempts of this way that ended in this stretch of time amount to, seen from `event`: all together, and
     /// by kind.
     pub(super) fn figures(&self, way: Way, from: Duration, to: Duration, event: Duration) -> (Figures, ByKind) {
-        let by_kind = LOAD.map(|(kind, ..)| (kind, self.attempts(way, kind, from, to)));
-        let all = Figures::of(by_kind.iter().flat_map(|(_, attempts)| attempts), event);
-        (all, by_kind.into_iter().map(|(kind, attempts)| (kind.to_string(), Figures::of(&attempts, event))).collect())
+        habits::figures(event, |kind| self.attempts(way, kind, from, to))
     }
 
     /// What agents thought: changes that the one beside the callers went through after `event`, and what each of them
@@ -215,43 +192,6 @@ impl Outage {
     pub(super) fn stop(&mut self, _: &mut Clusters) -> Result<()> {
         self.callers.iter_mut().try_for_each(|(_, caller)| caller.stop())
     }
-}
-
-/// Figures by kind of caller.
-pub(super) type ByKind = BTreeMap<String, Figures>;
-
-/// What goes into the JSON beside what every scene has. The seconds are those of the connections that are made anew for
-/// each request: the others keep theirs.
-pub(super) fn fields((all, by_kind): &(Figures, ByKind)) -> Map<String, Value> {
-    let fields = json!({
-        "requests": all.requests,
-        "failed": all.failed,
-        "failed_with_retry": all.failed_with_retry,
-        "unfinished": all.unfinished,
-        "longest_connect_ms": all.longest_connect_ms,
-        "last_failure_ms": all.last_failure_ms,
-        "last_failed_attempt_ms": all.last_failed_attempt_ms,
-        "by_cluster": all.by_cluster,
-        "shares": by_kind.get(&Kind::NewConnections.to_string()).map(|figures| &figures.seconds),
-        "kinds": by_kind,
-    });
-    match fields {
-        Value::Object(fields) => fields,
-        _ => unreachable!("it was made as an object"),
-    }
-}
-
-/// Them in a line.
-pub(super) fn in_words(who: &str, figures: &Figures) -> String {
-    let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0} ms"));
-    format!(
-        "{who}: {} of {} failed, {} with one retry; last failing connect began at {}, longest took {}",
-        figures.failed,
-        figures.requests,
-        figures.failed_with_retry,
-        ms(figures.last_failure_ms),
-        ms(figures.longest_connect_ms)
-    )
 }
 
 /// What a status says of the clusters, by name.

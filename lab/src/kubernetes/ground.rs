@@ -1,14 +1,15 @@
 //! The clusters, with agent, mirror and pods in them.
 
 use super::{
-    Options, install,
+    Options,
+    install::{self, Reach},
     kubectl::{Kubectl, eventually, text},
-    workloads::{self, CLIENT, FEDERATED, MARKED, NAMESPACE},
+    workloads::{self, CLIENT, FEDERATED, NAMESPACE},
 };
 use crate::{clusters::NAMES, manifests::SERVICE_PORT};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 /// Annotations that scenes put on the federated Service.
 const POLICIES: [&str; 3] = ["tombolo.io/weights", "tombolo.io/traffic", "tombolo.io/local-minimum"];
@@ -18,6 +19,8 @@ pub(super) struct Ground {
     clusters: Vec<Kubectl>,
     deploy: PathBuf,
     overlays: PathBuf,
+    tombolo: PathBuf,
+    xtask: PathBuf,
     build: String,
 }
 
@@ -30,26 +33,64 @@ impl Ground {
             clusters: clusters.collect(),
             deploy: options.deploy.clone(),
             overlays: options.overlays.clone(),
+            tombolo: options.tombolo.clone(),
+            xtask: options.xtask.clone(),
             build: options.build.clone(),
         };
-        for cluster in &ground.clusters {
-            workloads::apply(cluster, &ground.build)?;
-            install::crds(cluster, &options.tombolo)?;
+        ground.set_up()?;
+        ground.restore()?;
+        Ok(ground)
+    }
+
+    /// Installs what isn't there: at the beginning all of it, later what a scene has removed.
+    pub(super) fn set_up(&self) -> Result<()> {
+        self.heal()?;
+        for cluster in &self.clusters {
+            workloads::apply(cluster, &self.build)?;
+            install::crds(cluster, &self.tombolo)?;
         }
-        for cluster in &ground.clusters {
-            ground.install(cluster)?;
+        for cluster in &self.clusters {
+            self.install(cluster)?;
         }
-        for cluster in &ground.clusters {
-            for peer in ground.clusters.iter().filter(|peer| peer.name != cluster.name) {
-                install::link(cluster, peer, &options.tombolo)?;
+        for cluster in &self.clusters {
+            for peer in self.clusters.iter().filter(|peer| peer.name != cluster.name) {
+                self.link(cluster.name, peer.name, Reach::Pods)?;
             }
         }
-        for cluster in &ground.clusters {
+        for cluster in &self.clusters {
             install::wait(cluster)?;
             workloads::wait(cluster)?;
         }
-        ground.restore()?;
-        Ok(ground)
+        Ok(())
+    }
+
+    /// Has `cluster` import from `peer`.
+    pub(super) fn link(&self, cluster: &str, peer: &str, reach: Reach) -> Result<()> {
+        install::link(self.cluster(cluster), self.cluster(peer), &self.tombolo, reach)
+    }
+
+    /// Has `cluster` vanish from the network, its API server too.
+    pub(super) fn cut(&self, cluster: &str) -> Result<()> {
+        self.network(&["cut", cluster])
+    }
+
+    /// Has pods of `from` know no way to those of `cluster`.
+    pub(super) fn cut_from(&self, cluster: &str, from: &str) -> Result<()> {
+        self.network(&["cut", cluster, "--from", from])
+    }
+
+    /// Has all clusters reach each other again.
+    pub(super) fn heal(&self) -> Result<()> {
+        self.network(&["heal"])
+    }
+
+    fn network(&self, words: &[&str]) -> Result<()> {
+        let words = [&["kube"], words].concat();
+        let done = Command::new(&self.xtask).args(&words).output();
+        let done = done.with_context(|| format!("run {}", self.xtask.display()))?;
+        let complaint = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "{}: {}", words.join(" "), complaint.trim());
+        Ok(())
     }
 
     /// Puts agent and mirror into a cluster, or back.
@@ -95,14 +136,7 @@ impl Ground {
     /// all is well.
     pub(super) fn take_down(&self) -> Result<Vec<String>> {
         // First what is exported: then the mirrors themselves remove what they have made.
-        for cluster in &self.clusters {
-            for (name, mark) in [("frontend", "mirror.linkerd.io/federated-"), ("api", "mirror.linkerd.io/exported-")] {
-                if name == "frontend" || cluster.name != "north" {
-                    cluster.run(&["--namespace", NAMESPACE, "label", "service", name, mark])?;
-                }
-            }
-            cluster.run(&["--namespace", NAMESPACE, "annotate", "service", MARKED, "service.cilium.io/global-"])?;
-        }
+        self.clusters.iter().try_for_each(workloads::withdraw)?;
         let mut left = Vec::new();
         for cluster in &self.clusters {
             let selector = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io";

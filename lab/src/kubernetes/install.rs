@@ -1,6 +1,9 @@
 //! Agent and mirror in a cluster, as `deploy/` has them, with what differs from cluster to cluster in an overlay.
 
-use super::kubectl::{Kubectl, PATIENCE, eventually, text};
+use super::{
+    kubectl::{Kubectl, PATIENCE, eventually, text},
+    workloads::GATEWAY,
+};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::{
@@ -14,18 +17,29 @@ pub(super) const NAMESPACE: &str = "tombolo-system";
 /// The labels of their pods.
 pub(super) const AGENTS: &str = "app.kubernetes.io/name=tombolo-agent";
 pub(super) const MIRRORS: &str = "app.kubernetes.io/name=tombolo-mirror";
+
+/// What a link leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The peer's pods.
+    Pods,
+    /// Its gateway only.
+    Gateway,
+}
+
 /// Writes the overlay of this cluster's and applies it.
 pub(super) fn apply(kubectl: &Kubectl, deploy: &Path, overlays: &Path, build: &str) -> Result<()> {
     let folder = overlays.join(kubectl.name);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let mut literals = vec![format!("cluster={}", kubectl.name)];
+    literals.extend((kubectl.name == GATEWAY).then(|| "gateway=node-port".to_owned()));
     let overlay = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [relative(&folder, deploy)?],
         // The tag stays the same from build to build, so nothing else would replace the pods.
         "commonAnnotations": {"tombolo.io/build": build},
-        "configMapGenerator": [
-            {"name": "tombolo", "namespace": NAMESPACE, "literals": [format!("cluster={}", kubectl.name)]}],
+        "configMapGenerator": [{"name": "tombolo", "namespace": NAMESPACE, "literals": literals}],
     });
     let file = folder.join("kustomization.yaml");
     fs::write(&file, format!("{overlay:#}\n")).with_context(|| format!("write {}", file.display()))?;
@@ -35,7 +49,7 @@ pub(super) fn apply(kubectl: &Kubectl, deploy: &Path, overlays: &Path, build: &s
 }
 
 /// Has a cluster import from another, where all is installed already.
-pub(super) fn link(kubectl: &Kubectl, peer: &Kubectl, tombolo: &Path) -> Result<()> {
+pub(super) fn link(kubectl: &Kubectl, peer: &Kubectl, tombolo: &Path, reach: Reach) -> Result<()> {
     let print = |args: &[&str]| {
         let done = Command::new(tombolo).args(["link", peer.name]).args(args).output();
         let done = done.with_context(|| format!("run {}", tombolo.display()))?;
@@ -45,10 +59,23 @@ pub(super) fn link(kubectl: &Kubectl, peer: &Kubectl, tombolo: &Path) -> Result<
     };
     let apply = ["apply", "--server-side", "--field-manager=tombolo-lab", "--force-conflicts", "-f", "-"];
     peer.filter(&apply, &print(&["--peer"])?)?;
-    let (kubeconfig, pods) = (peer.kubeconfig.display().to_string(), peer.pods.to_string());
-    let own = print(&["--kubeconfig", &kubeconfig, "--pod-ranges", &pods])?;
+    let kubeconfig = peer.kubeconfig.display().to_string();
+    let (pods, nodes) = (peer.pods.to_string(), nodes(peer)?.join(","));
+    let own = match reach {
+        Reach::Pods => print(&["--kubeconfig", &kubeconfig, "--pod-ranges", &pods])?,
+        Reach::Gateway => print(&["--kubeconfig", &kubeconfig, "--mode", "gateway", "--gateway-ranges", &nodes])?,
+    };
     // A kind that was just defined is served a moment later.
     eventually(&format!("link {} to {}", kubectl.name, peer.name), || kubectl.filter(&apply, &own).map(drop))
+}
+
+/// The nodes' addresses, each as a range.
+fn nodes(kubectl: &Kubectl) -> Result<Vec<String>> {
+    let nodes = kubectl.get(&["nodes"])?;
+    let addresses =
+        nodes["items"].as_array().into_iter().flatten().filter_map(|node| node["status"]["addresses"].as_array());
+    let internal = addresses.flatten().filter(|address| address["type"] == "InternalIP");
+    Ok(internal.filter_map(|address| Some(format!("{}/32", address["address"].as_str()?))).collect())
 }
 
 /// Installs the CRDs of the MCS API.
@@ -77,47 +104,22 @@ pub(super) fn ask_agent(kubectl: &Kubectl, node: &str, what: &str) -> Result<Val
     serde_json::from_str(&answer).with_context(|| format!("understand tombolo {what}"))
 }
 
-/// Removes agents, and what they left in their nodes' kernels.
+/// Removes agents, and what they left in their nodes' kernels, as the README says it.
 pub(super) fn remove_agents(kubectl: &Kubectl) -> Result<()> {
-    let object = kubectl.get(&["--namespace", NAMESPACE, "daemonset", "tombolo-agent"])?;
-    let nodes: Vec<String> = kubectl
-        .pods(NAMESPACE, AGENTS)?
-        .iter()
-        .map(|pod| Ok(text(pod, "/spec/nodeName")?.to_owned()))
-        .collect::<Result<_>>()?;
-    ensure!(!nodes.is_empty(), "there is no agent in {}", kubectl.name);
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    kubectl.run(&[
-        "--namespace",
-        NAMESPACE,
-        "delete",
-        "daemonset",
-        "tombolo-agent",
-        "--cascade=foreground",
-        &timeout,
-    ])?;
-    let unload = |node: &String| {
-        let mut spec = object["spec"]["template"]["spec"].clone();
-        spec["nodeName"] = node.as_str().into();
-        spec["restartPolicy"] = "Never".into();
-        spec["containers"][0]["args"] = json!(["unload"]);
-        for probe in ["readinessProbe", "livenessProbe"] {
-            spec["containers"][0].as_object_mut().map(|container| container.remove(probe));
-        }
-        let meta = json!({"name": format!("unload-{node}"), "namespace": NAMESPACE});
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
-    };
-    kubectl.apply(&nodes.iter().map(unload).collect::<Vec<_>>())?;
-    for node in &nodes {
-        let name = format!("unload-{node}");
-        eventually(&format!("{name} in {}", kubectl.name), || {
-            let pod = kubectl.get(&["--namespace", NAMESPACE, "pod", &name])?;
-            ensure!(pod["status"]["phase"] == "Succeeded", "it is {}", pod["status"]["phase"]);
-            Ok(())
-        })?;
-        kubectl.run(&["--namespace", NAMESPACE, "delete", "pod", &name, "--wait=false"])?;
+    let agents = ["--namespace", NAMESPACE, "daemonset", "tombolo-agent"];
+    if kubectl.run(&[&["get", "--ignore-not-found", "-o", "name"][..], &agents].concat())?.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let unload = json!({"spec": {
+        "minReadySeconds": 2,
+        "updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
+        "template": {"spec": {"containers": [{"name": "agent", "args": ["unload", "--stay"], "readinessProbe": null}]}},
+    }});
+    let unload = unload.to_string();
+    kubectl.run(&[&["patch"], &agents[..], &["--patch", &unload]].concat())?;
+    kubectl.rolled_out(NAMESPACE, "daemonset/tombolo-agent").with_context(|| why(kubectl))?;
+    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    kubectl.run(&[&["delete", "--cascade=foreground", &timeout][..], &agents].concat()).map(drop)
 }
 
 /// What the pods say that don't get ready.

@@ -2,10 +2,13 @@
 
 mod agent_killed;
 mod agent_removed;
+mod cluster_back;
 mod cluster_leaves;
+mod cluster_loss;
 mod exported;
 mod federated;
 mod flat;
+mod gateway;
 mod local_first;
 mod marked;
 mod meshed;
@@ -29,6 +32,7 @@ pub(super) struct Play {
 pub(super) const SCENES: &[Play] = &[
     Play { name: "federated", is_demo: true, play: federated::play },
     Play { name: "flat", is_demo: true, play: flat::play },
+    Play { name: "gateway", is_demo: true, play: gateway::play },
     Play { name: "marked", is_demo: false, play: marked::play },
     Play { name: "exported", is_demo: false, play: exported::play },
     Play { name: "meshed", is_demo: false, play: meshed::play },
@@ -39,4 +43,6 @@ pub(super) const SCENES: &[Play] = &[
     Play { name: "cluster-leaves", is_demo: true, play: cluster_leaves::play },
     Play { name: "agent-killed", is_demo: true, play: agent_killed::play },
     Play { name: "agent-removed", is_demo: true, play: agent_removed::play },
+    Play { name: "cluster-loss", is_demo: true, play: cluster_loss::play },
+    Play { name: "cluster-back", is_demo: true, play: cluster_back::play },
 ];

@@ -7,6 +7,7 @@ use super::{
     workloads::{FEDERATED, NAMESPACE},
 };
 use crate::{
+    attempts::Figures,
     clusters::{NAMES, agent},
     demo::{
         shares,
@@ -38,6 +39,7 @@ pub(super) struct Stage<'a> {
     began: Instant,
     clients: Vec<Client>,
     done: BTreeMap<&'static str, Report>,
+    fields: Option<Map<String, Value>>,
     facts: Map<String, Value>,
     notes: Vec<String>,
 }
@@ -50,6 +52,7 @@ impl<'a> Stage<'a> {
             began: Instant::now(),
             clients: Vec::new(),
             done: BTreeMap::new(),
+            fields: None,
             facts: Map::new(),
             notes: Vec::new(),
         }
@@ -58,6 +61,7 @@ impl<'a> Stage<'a> {
     /// Waits until what every scene starts from is in force.
     pub(super) fn begin(&mut self) -> Result<()> {
         self.settle(FEDERATED, &shares::by_endpoint(), &NAMES)?;
+        NAMES.into_iter().try_for_each(|cluster| self.whole_share(cluster))?;
         self.began = Instant::now();
         Ok(())
     }
@@ -127,7 +131,7 @@ impl<'a> Stage<'a> {
             let (node, _) = self.ground.client(cluster)?;
             loop {
                 let services = install::ask_agent(self.ground.cluster(cluster), &node, "services");
-                let found = services.map(|services| agent::shares(&services, address));
+                let found = services.map(|services| agent::shares(&services, address).map(by_cluster));
                 if matches!(&found, Ok(Some(found)) if shares::same(found, expected)) {
                     break;
                 }
@@ -141,15 +145,63 @@ impl<'a> Stage<'a> {
         Ok(begin.elapsed())
     }
 
+    /// Waits until the agent beside the client takes all clusters for well and gives them all that they are due: one that was lost
+    /// comes back bit by bit.
+    fn whole_share(&mut self, cluster: &str) -> Result<()> {
+        let begin = Instant::now();
+        let (node, _) = self.ground.client(cluster)?;
+        loop {
+            let status = install::ask_agent(self.ground.cluster(cluster), &node, "status").context("ask the agent")?;
+            let rows = status["clusters"].as_object().context("it knows no clusters")?;
+            let is_whole =
+                |row: &Value| row["verdict"] == "up" && row["health"]["share"].as_u64().unwrap_or(100) == 100;
+            if NAMES.iter().all(|name| rows.contains_key(*name)) && rows.values().all(is_whole) {
+                return Ok(());
+            }
+            if begin.elapsed() > SETTLED_WITHIN {
+                bail!("the agent in {cluster} takes clusters for {}", status["clusters"]);
+            }
+            self.watch(Duration::from_millis(500))?;
+        }
+    }
+
     /// Ends all clients and returns what those in each cluster have seen.
     pub(super) fn stop(&mut self) -> Result<BTreeMap<&'static str, Report>> {
         let mut seen = BTreeMap::<_, Report>::new();
-        for client in std::mem::take(&mut self.clients) {
-            let (cluster, report) = (client.cluster, client.stop()?);
+        for (cluster, report) in self.stop_each()? {
             seen.entry(cluster).or_default().add(&report);
-            self.done.entry(cluster).or_default().add(&report);
         }
         Ok(seen)
+    }
+
+    /// Ends all clients and returns what each has seen, in the order in which they were started, with its cluster.
+    pub(super) fn stop_each(&mut self) -> Result<Vec<(&'static str, Report)>> {
+        let mut seen = Vec::new();
+        for client in std::mem::take(&mut self.clients) {
+            let (cluster, report) = (client.cluster, client.stop()?);
+            self.done.entry(cluster).or_default().add(&report);
+            seen.push((cluster, report));
+        }
+        Ok(seen)
+    }
+
+    /// Puts what callers in `cluster` amount to into the table, and `fields` beside the scene's own into the JSON. From
+    /// here on the scene decides which failures it passes with.
+    pub(super) fn sum(&mut self, cluster: &'static str, figures: &Figures, fields: Map<String, Value>) {
+        let sum = Report {
+            requests: figures.requests,
+            failed: figures.failed,
+            by_cluster: figures.by_cluster.clone(),
+            other_peer: figures.other_peer,
+            ..Report::default()
+        };
+        self.done.entry(cluster).or_default().add(&sum);
+        self.fields.get_or_insert_default().extend(fields);
+    }
+
+    /// Puts a value beside the scene's own into the JSON.
+    pub(super) fn field(&mut self, name: &str, value: Value) {
+        self.fields.get_or_insert_default().insert(name.to_owned(), value);
     }
 
     /// Puts a figure into the JSON.
@@ -172,7 +224,17 @@ impl<'a> Stage<'a> {
         let stopped = self.stop().context("end the clients").map(drop);
         let time = self.began.elapsed();
         let began = now()?.saturating_sub(time);
-        let said = Said { fields: None, facts: self.facts, notes: self.notes };
+        let said = Said { fields: self.fields, facts: self.facts, notes: self.notes };
         Ok(SceneResult::new(self.name, began, time, self.done, said, played.and(stopped)))
     }
+}
+
+/// Shares with those of a cluster's gateway counted as the cluster's.
+fn by_cluster(shares: BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let mut sums = BTreeMap::new();
+    for (way, share) in shares {
+        let cluster = way.strip_suffix("/gateway").unwrap_or(&way);
+        *sums.entry(cluster.to_owned()).or_default() += share;
+    }
+    sums
 }

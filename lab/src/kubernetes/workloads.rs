@@ -1,6 +1,6 @@
 //! What runs in the clusters: servers that say who answers, Services by which they are shared, and a client in each.
 
-use super::kubectl::Kubectl;
+use super::{kubectl::Kubectl, outage::CALLERS};
 use crate::{
     clusters::NAMES,
     demo::{FRONTENDS, OTHERS},
@@ -13,40 +13,93 @@ use serde_json::{Value, json};
 pub(super) const NAMESPACE: &str = "tombolo-shop";
 /// The Deployment of the one pod that asks.
 pub(super) const CLIENT: &str = "client";
+/// The Deployment of one in west whose connections Tombolo leaves to kube-proxy.
+pub(super) const KUBE_PROXY_CLIENT: &str = "client-kube-proxy";
 /// The image with the program `lab`, and busybox.
 pub(super) const IMAGE: &str = "localhost/lab:1";
-/// The federated Service, and the one that is joined by Cilium's mark, both in all clusters.
+/// The federated Service, in all clusters.
 pub(super) const FEDERATED: &str = "frontend-federated";
-pub(super) const MARKED: &str = "frontend-marked";
+/// The Services that are joined by marks, in all clusters: Cilium's and Istio's.
+pub(super) const MARKED: [&str; 2] = ["frontend-marked", "frontend-global"];
+/// What others reach through the gateway of its cluster.
+pub(super) const ANALYTICS: &str = "analytics";
+/// The cluster that has it.
+pub(super) const GATEWAY: &str = "east";
 /// Does nothing until it is told to end.
 const IDLE: &str = "trap 'exit 0' TERM\nsleep infinity &\nwait";
 /// How long a pod that is told to end still takes new connections: endpoints are taken out of the tables of all clusters
 /// meanwhile, on a machine that runs three of them.
 const LINGER_MS: u32 = 8_000;
 /// What servers listen on.
-const SERVER_PORT: u16 = 8080;
+pub(super) const SERVER_PORT: u16 = 8080;
+
+/// A Service of a cluster, with the label or annotation by which it is exported.
+struct Exported {
+    name: &'static str,
+    app: &'static str,
+    /// Whether the mark is a label or an annotation.
+    kind: &'static str,
+    mark: &'static str,
+    value: &'static str,
+}
+
+/// What a cluster exports.
+fn exported(cluster: &str) -> Vec<Exported> {
+    let service = |name, app, kind, mark, value| Exported { name, app, kind, mark, value };
+    let mut exported = vec![
+        service("frontend", "frontend", "labels", "mirror.linkerd.io/federated", "member"),
+        service(MARKED[0], "frontend", "annotations", "service.cilium.io/global", "true"),
+        service(MARKED[1], "frontend", "labels", "istio.io/global", "true"),
+    ];
+    if cluster != "north" {
+        exported.push(service("api", "api", "labels", "mirror.linkerd.io/exported", "remote-discovery"));
+    }
+    if cluster == GATEWAY {
+        exported.push(service(ANALYTICS, ANALYTICS, "labels", "mirror.linkerd.io/exported", "true"));
+    }
+    exported
+}
+
+/// The Deployments of a cluster: what they are called, and how many pods they have.
+fn deployments(cluster: &str) -> Vec<(&'static str, usize)> {
+    let place = NAMES.iter().position(|name| *name == cluster).expect("it is one of them");
+    let mut deployments = vec![("frontend", FRONTENDS[place]), (CLIENT, 1)];
+    deployments.extend((cluster != "north").then_some(("api", OTHERS)));
+    deployments.extend((cluster == GATEWAY).then_some((ANALYTICS, OTHERS)));
+    deployments.extend((cluster == CALLERS).then_some((KUBE_PROXY_CLIENT, 1)));
+    deployments
+}
 
 /// Creates what isn't there, and puts back what a scene has changed.
 pub(super) fn apply(kubectl: &Kubectl, build: &str) -> Result<()> {
-    let place = NAMES.iter().position(|name| *name == kubectl.name).expect("it is one of them");
-    let mut objects = vec![
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
-        deployment("frontend", FRONTENDS[place], build, &server(kubectl.name)),
-        service("frontend", "frontend", json!({"labels": {"mirror.linkerd.io/federated": "member"}})),
-        service(MARKED, "frontend", json!({"annotations": {"service.cilium.io/global": "true"}})),
-        deployment(CLIENT, 1, build, &container("client", &["/bin/sh", "-c", IDLE])),
-    ];
-    if kubectl.name != "north" {
-        objects.push(deployment("api", OTHERS, build, &server(kubectl.name)));
-        objects.push(service("api", "api", json!({"labels": {"mirror.linkerd.io/exported": "remote-discovery"}})));
+    let mut objects = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})];
+    let idle = container("client", &["/bin/sh", "-c", IDLE]);
+    for (name, replicas) in deployments(kubectl.name) {
+        objects.push(match name {
+            CLIENT => deployment(name, replicas, build, &idle, &[]),
+            KUBE_PROXY_CLIENT => deployment(name, replicas, build, &idle, &[("tombolo.io/opt-out", "true")]),
+            _ => deployment(name, replicas, build, &server(kubectl.name), &[]),
+        });
+    }
+    for Exported { name, app, kind, mark, value } in exported(kubectl.name) {
+        objects.push(service(name, app, json!({kind: {mark: value}})));
     }
     kubectl.apply(&objects)
 }
 
+/// Takes all marks away, by which Services are exported.
+pub(super) fn withdraw(kubectl: &Kubectl) -> Result<()> {
+    for Exported { name, kind, mark, .. } in exported(kubectl.name) {
+        let (verb, mark) = (if kind == "labels" { "label" } else { "annotate" }, format!("{mark}-"));
+        kubectl.run(&["--namespace", NAMESPACE, verb, "service", name, &mark])?;
+    }
+    Ok(())
+}
+
 /// Waits until all of it is ready.
 pub(super) fn wait(kubectl: &Kubectl) -> Result<()> {
-    let deployments = ["frontend", CLIENT].into_iter().chain((kubectl.name != "north").then_some("api"));
-    deployments.into_iter().try_for_each(|name| kubectl.rolled_out(NAMESPACE, &format!("deployment/{name}")))
+    let names = deployments(kubectl.name).into_iter().map(|(name, _)| format!("deployment/{name}"));
+    names.into_iter().try_for_each(|name| kubectl.rolled_out(NAMESPACE, &name))
 }
 
 /// The names of the pods that answer for `app`.
@@ -71,8 +124,18 @@ fn server(cluster: &str) -> Value {
     server
 }
 
-fn deployment(app: &str, replicas: usize, build: &str, container: &Value) -> Value {
+fn deployment(
+    app: &str,
+    replicas: usize,
+    build: &str,
+    container: &Value,
+    annotations: &[(&'static str, &'static str)],
+) -> Value {
     let labels = json!({"app": app});
+    let mut all = json!({"tombolo.io/build": build});
+    for (name, value) in annotations {
+        all[*name] = json!(value);
+    }
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -82,7 +145,7 @@ fn deployment(app: &str, replicas: usize, build: &str, container: &Value) -> Val
             "selector": {"matchLabels": labels},
             "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
-                "metadata": {"labels": labels, "annotations": {"tombolo.io/build": build}},
+                "metadata": {"labels": labels, "annotations": all},
                 "spec": {"terminationGracePeriodSeconds": 30, "containers": [container]},
             },
         },

@@ -1,4 +1,4 @@
-//! A person's own Service that carries Cilium's mark, in all clusters: the others' pods join it.
+//! A person's own Services that carry Cilium's mark and Istio's, in all clusters: the others' pods join them.
 
 use crate::{
     clusters::NAMES,
@@ -9,12 +9,14 @@ use anyhow::Result;
 use std::time::Duration;
 
 pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
-    stage.settle(MARKED, &by_endpoint(), &NAMES)?;
-    stage.ask_everywhere(MARKED)?;
-    stage.watch(Duration::from_secs(4))?;
-    for (cluster, report) in stage.stop()? {
-        check(&format!("clients in {cluster}"), &report.by_cluster, &by_endpoint())?;
+    for service in MARKED {
+        stage.settle(service, &by_endpoint(), &NAMES)?;
+        stage.ask_everywhere(service)?;
+        stage.watch(Duration::from_secs(4))?;
+        for (cluster, report) in stage.stop()? {
+            check(&format!("clients of {service} in {cluster}"), &report.by_cluster, &by_endpoint())?;
+        }
     }
-    stage.note("a Service of one's own, joined by service.cilium.io/global");
+    stage.note("Services of one's own, joined by service.cilium.io/global and by istio.io/global");
     Ok(())
 }
