@@ -11,7 +11,7 @@ pub use mcs::derived_name;
 
 use super::{
     names,
-    source::{Reach, Service},
+    source::{Reach, Service, Understood},
     world::{Cluster, ImportKey, ImportKind, Peer},
 };
 use crate::{
@@ -60,7 +60,12 @@ pub(super) struct Mark {
 pub(super) const MARKS: [Mark; 2] = [cilium::MARK, istio::MARK];
 
 /// What a peer's object is exported as, in order. One that carries two marks joins by either.
+///
+/// Nothing, where it isn't known what its link lets in.
 pub(super) fn of_peer(name: &ObjectName, peer: &Peer) -> Vec<Export> {
+    if peer.link.understood != Understood::Whole {
+        return Vec::new();
+    }
     let default_path = if peer.link.is_flat { Path::Pod } else { Path::Gateway };
     let mut exports: Vec<Export> = Vec::new();
     let mut add = |kind, imported: String, convention, path| {

@@ -8,13 +8,14 @@ pub mod credentials;
 pub mod follow;
 pub mod manifests;
 pub mod object;
+pub mod part;
 pub mod status;
 
 use super::{
     conventions,
     lease::Standing,
     names,
-    source::{Link, LinkName, Quota, Selector, Selectors},
+    source::{Link, LinkName, Quota, Selector, Selectors, Understood},
     validate,
     world::{Cluster, Peer},
 };
@@ -63,6 +64,7 @@ pub fn plain(cluster: ClusterName, created: i64) -> Link {
     Link {
         suffix: cluster.0.clone(),
         cluster,
+        understood: Understood::Whole,
         created,
         selectors: conventions::default_selectors(),
         excluded_labels: Vec::new(),
@@ -119,6 +121,19 @@ pub fn linkerd(object: &LinkerdLink) -> Result<Option<(LinkName, Link)>, String>
         ..plain(cluster, 0)
     };
     Ok(Some((name, link)))
+}
+
+/// The cluster that Linkerd's Link leads to, if that alone can be understood, and what mirror Services are called after.
+pub fn linkerd_cluster(object: &LinkerdLink, name: &str) -> (Option<ClusterName>, String) {
+    let given = object.metadata.annotations.as_ref().and_then(|all| all.get(names::LINK_CLUSTER));
+    let target = object.spec.target_cluster_name.as_deref().filter(|target| !target.is_empty());
+    let target = target.and_then(|target| cluster_name(target).ok());
+    let suffix = target.as_ref().map_or_else(|| name.to_owned(), |target| target.0.clone());
+    let cluster = match given {
+        Some(given) => cluster_name(given).ok(),
+        None => target,
+    };
+    (cluster, suffix)
 }
 
 /// The Secret that Linkerd's Link names: it is in the Link's namespace.

@@ -328,11 +328,24 @@ impl Selector {
     }
 }
 
+/// How much is understood of what defines a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Understood {
+    /// All of it.
+    Whole,
+    /// Which cluster it leads to, and not what may come in: so nothing does, and what is there stays.
+    Cluster,
+    /// Not even that. What no other link's is may be its.
+    Nothing,
+}
+
 /// A link: what this cluster imports from another one, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The peer's id in the ClusterSet.
     pub cluster: ClusterName,
+    /// How much of this is so; the rest is but a guess.
+    pub understood: Understood,
     /// What mirror Services are called after; the cluster's id unless a Linkerd Link says otherwise.
     pub suffix: String,
     /// When it was made, in seconds since 1970.

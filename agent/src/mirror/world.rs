@@ -12,7 +12,7 @@ use super::{
     names,
     read::Written,
     slices::Placed,
-    source::{Import, Link, LinkName, McsVersions, Origin, Service, ServiceExport, Slice},
+    source::{Import, Link, LinkName, McsVersions, Origin, Service, ServiceExport, Slice, Understood},
 };
 use crate::model::{ClusterName, ObjectName};
 pub use own::{Own, OwnAddresses};
@@ -93,6 +93,13 @@ pub struct Peer {
     pub standing: Standing,
     /// Its objects.
     pub cluster: Cluster,
+}
+
+impl Peer {
+    /// Whether what it exports is what was heard of it.
+    fn is_heard(&self) -> bool {
+        self.is_listed && self.link.understood == Understood::Whole
+    }
 }
 
 /// Everything known.
@@ -185,9 +192,17 @@ impl World {
         }
     }
 
-    /// Peers that may still have what wasn't heard of: not listed yet, and not given up.
+    /// Peers that may still have what wasn't heard of: not listed yet, or by a link that isn't understood, and not given up.
     pub fn unheard(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().filter(|peer| !peer.is_listed && peer.standing != Standing::Removed)
+        self.peers.values().filter(|peer| !peer.is_heard() && peer.standing != Standing::Removed)
+    }
+
+    /// Those of them that may be the cluster of this name.
+    pub fn unheard_as<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Peer> {
+        let is_claimed = || self.peers.values().any(|peer| peer.link.cluster == *cluster);
+        self.unheard().filter(move |peer| {
+            peer.link.cluster == *cluster || peer.link.understood == Understood::Nothing && !is_claimed()
+        })
     }
 
     /// How many exports a link has.
@@ -245,7 +260,7 @@ impl World {
                     && std::mem::replace(&mut peer.standing, standing) != standing
                 {
                     // Of one that was never listed, only what was written for it before is known.
-                    if peer.is_listed { self.touch_link(&name) } else { self.touch_all() }
+                    if peer.is_heard() { self.touch_link(&name) } else { self.touch_all() }
                 }
             }
             Change::Service(origin, name, service) => self.apply_service(origin, name, service.map(|it| *it)),

@@ -8,6 +8,7 @@ use crate::{
             book::held,
             credentials::Credentials,
             object::{GROUP, LinkObject, VERSION},
+            part::{self, Unread},
         },
         world::OwnAddresses,
     },
@@ -29,8 +30,8 @@ const LINKERD: &str = "multicluster.linkerd.io";
 /// Link objects, as far as they can be read.
 #[derive(Default)]
 pub(super) struct Objects {
-    pub(super) tombolo: BTreeMap<ObjectName, Result<LinkObject, String>>,
-    pub(super) linkerd: BTreeMap<ObjectName, Result<LinkerdLink, String>>,
+    pub(super) tombolo: BTreeMap<ObjectName, Result<LinkObject, Unread<LinkObject>>>,
+    pub(super) linkerd: BTreeMap<ObjectName, Result<LinkerdLink, Unread<LinkerdLink>>>,
 }
 
 /// Which kinds of objects there are.
@@ -105,11 +106,11 @@ pub(super) async fn links(own: &Client, scope: &Scope) -> (Objects, Vec<Finding>
 }
 
 /// Objects of a kind; none if there is no such kind.
-async fn list<T: DeserializeOwned>(
+async fn list<T: DeserializeOwned + Default>(
     own: &Client,
     resource: &ApiResource,
     namespace: &str,
-) -> Result<BTreeMap<ObjectName, Result<T, String>>, String> {
+) -> Result<BTreeMap<ObjectName, Result<T, Unread<T>>>, String> {
     let api: Api<DynamicObject> = Api::namespaced_with(own.clone(), namespace, resource);
     let listed = match api.list(&ListParams::default()).await {
         Ok(listed) => listed.items,
@@ -118,10 +119,9 @@ async fn list<T: DeserializeOwned>(
     };
     let read = |object: DynamicObject| {
         let name = object.metadata.name.clone().unwrap_or_default();
-        let value = serde_json::to_value(object).map_err(|error| error.to_string());
-        let read = value.and_then(|value| {
-            serde_path_to_error::deserialize(value).map_err(|error| format!("{}: {}", error.path(), error.inner()))
-        });
+        let value = serde_json::to_value(object);
+        let value = value.map_err(|error| Unread { reason: error.to_string(), part: Box::default() });
+        let read = value.and_then(part::read);
         (ObjectName { namespace: namespace.to_owned(), name }, read)
     };
     Ok(listed.into_iter().map(read).collect())

@@ -9,7 +9,7 @@ use crate::{
         validate::{Refusal, check},
         world::{ImportKey, World},
     },
-    model::{ClusterName, Path, PeerState},
+    model::{Path, PeerState},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -234,27 +234,21 @@ fn usefulness(endpoint: &Endpoint) -> (bool, bool, bool) {
     (endpoint.ready, endpoint.serving, !endpoint.terminating)
 }
 
-/// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began.
+/// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began, or whose links aren't
+/// understood.
 pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Imported) {
-    // How the worst link to each such cluster stands.
-    let mut unheard: BTreeMap<&ClusterName, PeerState> = BTreeMap::new();
-    for peer in world.unheard() {
-        let state = unheard.entry(&peer.link.cluster).or_default();
-        *state = peer.standing.peer_state().max(*state);
-    }
-    if unheard.is_empty() {
-        return;
-    }
     let known: BTreeSet<(IpAddr, Vec<SlicePort>)> = imported
         .endpoints
         .iter()
         .flat_map(|(content, (_, endpoints))| endpoints.keys().map(|address| (*address, content.ports.clone())))
         .collect();
     for placed in world.own.placed.get(key).into_iter().flat_map(BTreeMap::values) {
-        let Some(state) = unheard.get(&placed.content.cluster) else { continue };
+        // How the worst link to that cluster stands.
+        let standings = world.unheard_as(&placed.content.cluster).map(|peer| peer.standing.peer_state());
+        let Some(state) = standings.max() else { continue };
         let mut content = placed.content.clone();
-        content.is_fallback |= *state == PeerState::Stale;
-        let marks = Marks { peer: *state, ..placed.marks };
+        content.is_fallback |= state == PeerState::Stale;
+        let marks = Marks { peer: state, ..placed.marks };
         for endpoint in &placed.endpoints {
             if !known.contains(&(endpoint.address, content.ports.clone())) {
                 let (_, kept) = imported.endpoints.entry(content.clone()).or_insert_with(|| (marks, BTreeMap::new()));

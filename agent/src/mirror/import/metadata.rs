@@ -97,8 +97,8 @@ fn unheard_members(world: &World, there: Option<&Service>) -> BTreeSet<String> {
 pub(super) fn unheard_clusters(world: &World, import: &ObjectName) -> BTreeSet<ClusterName> {
     let there = world.own.imports.get(import).filter(|there| there.is_ours);
     let told = there.and_then(|there| there.status.as_ref());
-    let clusters = world.unheard().map(|peer| &peer.link.cluster);
-    clusters.filter(|cluster| told.is_some_and(|told| told.clusters.contains(&cluster.0))).cloned().collect()
+    let clusters = told.into_iter().flat_map(|told| &told.clusters).map(|cluster| ClusterName(cluster.clone()));
+    clusters.filter(|cluster| world.unheard_as(cluster).next().is_some()).collect()
 }
 
 /// A ServiceImport.

@@ -6,15 +6,16 @@
 use super::{
     LinkerdLink, credentials,
     credentials::Credentials,
-    linkerd, linkerd_secret,
+    linkerd, linkerd_cluster, linkerd_secret,
     object::{self, LinkObject, SecretKey},
+    part::Unread,
     plain,
 };
 use crate::{
     mirror::{
         lease::Terms,
         read,
-        source::{Link, LinkName, Told},
+        source::{Link, LinkName, Told, Understood},
     },
     model::{ClusterName, ObjectName},
 };
@@ -48,6 +49,9 @@ pub struct Wanted {
     pub problem: Option<String>,
 }
 
+/// An object, whole or as much of it as can be read.
+type Read<T> = Result<T, Unread<T>>;
+
 /// Everything known of links.
 #[derive(Debug)]
 pub struct Book {
@@ -55,8 +59,8 @@ pub struct Book {
     terms: Terms,
     /// Links that were given as flags.
     flags: BTreeSet<LinkName>,
-    tombolo: BTreeMap<ObjectName, Result<LinkObject, String>>,
-    linkerd: BTreeMap<ObjectName, Result<LinkerdLink, String>>,
+    tombolo: BTreeMap<ObjectName, Read<LinkObject>>,
+    linkerd: BTreeMap<ObjectName, Read<LinkerdLink>>,
     /// By Secret, what each key holds; none where a Secret isn't there; else why it can't be read.
     secrets: BTreeMap<ObjectName, Result<Option<BTreeMap<String, Credentials>>, String>>,
     /// As each object was understood last.
@@ -78,12 +82,12 @@ impl Book {
     }
 
     /// Tombolo's Link of this name, as it can be read; none if it is gone.
-    pub fn put_tombolo(&mut self, name: ObjectName, object: Option<Result<LinkObject, String>>) {
+    pub fn put_tombolo(&mut self, name: ObjectName, object: Option<Read<LinkObject>>) {
         put(&mut self.tombolo, name, object);
     }
 
     /// Linkerd's Link of this name, as it can be read; none if it is gone.
-    pub fn put_linkerd(&mut self, name: ObjectName, object: Option<Result<LinkerdLink, String>>) {
+    pub fn put_linkerd(&mut self, name: ObjectName, object: Option<Read<LinkerdLink>>) {
         put(&mut self.linkerd, name, object);
     }
 
@@ -117,11 +121,11 @@ impl Book {
     /// The Secrets that links name.
     pub fn secrets(&mut self) -> BTreeSet<ObjectName> {
         let of_tombolo = self.tombolo.iter().filter_map(|(name, object)| {
-            let key = object::secret(object.as_ref().ok()?, name).ok()?;
+            let key = object::secret(part(object), name).ok()?;
             Some(key.secret)
         });
         let of_linkerd = self.linkerd.iter().filter_map(|(name, object)| {
-            let key = linkerd_secret(object.as_ref().ok()?, name).ok()?;
+            let key = linkerd_secret(part(object), name).ok()?;
             Some(key.secret)
         });
         let wanted: BTreeSet<ObjectName> = of_tombolo.chain(of_linkerd).collect();
@@ -167,60 +171,54 @@ impl Book {
         (links, left)
     }
 
-    fn tombolo_link(&mut self, name: ObjectName, object: Result<LinkObject, String>) -> Wanted {
-        let version = object.as_ref().map(|object| version(&object.metadata)).unwrap_or_default();
-        let status = object.as_ref().ok().and_then(|object| object.status.as_ref());
-        let told = status.map(read::told).unwrap_or_default();
-        let read = object.and_then(|object| {
+    fn tombolo_link(&mut self, name: ObjectName, object: Read<LinkObject>) -> Wanted {
+        let part = part(&object).clone();
+        let told = part.status.as_ref().map(read::told).unwrap_or_default();
+        let understood = object.map_err(|unread| unread.reason).and_then(|object| {
             let (_, link) = object::link(&object, &name)?;
-            let terms = object::terms(&object, self.terms)?;
-            Ok((link, terms, object::secret(&object, &name)))
+            Ok((link, object::terms(&object, self.terms)?))
         });
-        let secret = read.as_ref().map_or_else(|reason| Err(reason.clone()), |(_, _, secret)| secret.clone());
-        let understood = read.map(|(link, terms, _)| (link, terms));
-        Wanted { told, ..self.wanted(Definer::Tombolo(name.clone()), &name.name, version, understood, secret) }
+        let known = Known {
+            version: version(&part.metadata),
+            secret: object::secret(&part, &name),
+            guess: guess(&name, object::cluster(&part, &name)),
+        };
+        Wanted { told, ..self.wanted(Definer::Tombolo(name), understood, known) }
     }
 
-    fn linkerd_link(&mut self, name: ObjectName, object: Result<LinkerdLink, String>) -> Option<(LinkName, Wanted)> {
-        let version = object.as_ref().map(|object| version(&object.metadata)).unwrap_or_default();
-        let secret = object.as_ref().map_err(Clone::clone).and_then(|object| linkerd_secret(object, &name));
-        let understood = match object.and_then(|object| linkerd(&object)) {
+    fn linkerd_link(&mut self, name: ObjectName, object: Read<LinkerdLink>) -> Option<(LinkName, Wanted)> {
+        let part = part(&object).clone();
+        let understood = match object.map_err(|unread| unread.reason).and_then(|object| linkerd(&object)) {
             // The own cluster's.
             Ok(None) => return None,
             Ok(Some((_, link))) => Ok((link, self.terms)),
             Err(reason) => Err(reason),
         };
-        let wanted = self.wanted(Definer::Linkerd(name.clone()), &name.name, version, understood, secret);
+        let (cluster, suffix) = linkerd_cluster(&part, &name.name);
+        let known = Known {
+            version: version(&part.metadata),
+            secret: linkerd_secret(&part, &name),
+            guess: Link { suffix, is_linkerds: true, ..guess(&name, cluster) },
+        };
+        let wanted = self.wanted(Definer::Linkerd(name.clone()), understood, known);
         Some((LinkName(name.name), wanted))
     }
 
-    fn wanted(
-        &mut self,
-        definer: Definer,
-        name: &str,
-        version: (String, i64),
-        understood: Result<(Link, Terms), String>,
-        secret: Result<SecretKey, String>,
-    ) -> Wanted {
-        let (read, problem) = match understood {
+    /// A link as its object says it; else as that was understood last; else as much as is known, by which nothing comes in.
+    fn wanted(&mut self, definer: Definer, understood: Result<(Link, Terms), String>, known: Known) -> Wanted {
+        let Known { version, secret, guess } = known;
+        let ((link, terms), problem) = match understood {
             Ok(read) => {
                 self.understood.insert(definer.clone(), read.clone());
                 (read, None)
             }
-            Err(reason) => (self.last(&definer, name), Some(reason)),
+            Err(reason) => {
+                let last = self.understood.get(&definer).cloned();
+                (last.unwrap_or((guess, self.terms)), Some(reason))
+            }
         };
         let credentials = secret.and_then(|key| self.credentials(&key));
-        Wanted { definer, version, told: Told::default(), link: read.0, terms: read.1, credentials, problem }
-    }
-
-    /// As an object was understood last; else a link that lets nothing in, and by which what is there stays.
-    fn last(&self, definer: &Definer, name: &str) -> (Link, Terms) {
-        let nothing = || {
-            let mut link = plain(ClusterName(name.to_owned()), i64::MAX);
-            link.quota.exports = 0;
-            (link, self.terms)
-        };
-        self.understood.get(definer).cloned().unwrap_or_else(nothing)
+        Wanted { definer, version, told: Told::default(), link, terms, credentials, problem }
     }
 
     fn credentials(&self, key: &SecretKey) -> Result<Credentials, String> {
@@ -231,6 +229,28 @@ impl Book {
             Some(Ok(None)) => Err(format!("Secret {secret} is not there")),
             Some(Ok(Some(held))) => held.get(key).cloned().ok_or_else(|| format!("Secret {secret} has no key {key}")),
         }
+    }
+}
+
+/// What is known of an object by itself, whether the rest is understood or not.
+struct Known {
+    version: (String, i64),
+    secret: Result<SecretKey, String>,
+    /// The link that it is if nothing of what it lets in was ever understood.
+    guess: Link,
+}
+
+fn guess(name: &ObjectName, cluster: Option<ClusterName>) -> Link {
+    let understood = if cluster.is_some() { Understood::Cluster } else { Understood::Nothing };
+    let cluster = cluster.unwrap_or_else(|| ClusterName(name.name.clone()));
+    Link { understood, suffix: name.name.clone(), ..plain(cluster, i64::MAX) }
+}
+
+/// What can be read of an object.
+fn part<T>(object: &Read<T>) -> &T {
+    match object {
+        Ok(whole) => whole,
+        Err(unread) => unread.part.as_ref(),
     }
 }
 
@@ -306,10 +326,52 @@ mod tests {
         assert!(after.problem.unwrap().contains("spec.podRanges[0]"));
         book.put_tombolo(name("east"), None);
         assert!(book.links().0.is_empty());
-        // One that never was understood lets nothing in, and is a link nevertheless: what it brought before stays.
-        book.put_tombolo(name("east"), Some(Err("spec.mode: unknown".to_owned())));
-        let never = book.links().0[&link("east")].clone();
-        assert_eq!((never.link.quota.exports, never.problem.as_deref()), (0, Some("spec.mode: unknown")));
+    }
+
+    #[test]
+    fn one_that_never_was_understood_is_the_link_of_its_cluster_and_goes_on_with_its_credentials() {
+        let range = json!({"podRanges": ["10.108.0.0/99"]});
+        let with = |mut spec: Value, field: &str, value: Value| {
+            spec[field] = value;
+            spec
+        };
+        for (spec, status, cluster, understood) in [
+            (range.clone(), json!({}), "east", Understood::Cluster),
+            (with(range.clone(), "cluster", json!("e1")), json!({}), "e1", Understood::Cluster),
+            (json!({"mode": "Sideways", "cluster": "e1"}), json!({}), "e1", Understood::Cluster),
+            (json!({"cluster": 7}), json!({"cluster": "e1"}), "e1", Understood::Cluster),
+            (with(range, "cluster", json!("e2")), json!({"cluster": "e1"}), "e1", Understood::Cluster),
+            (json!({"cluster": "E!"}), json!({}), "east", Understood::Nothing),
+        ] {
+            let mut book = book();
+            let spec = with(spec, "credentials", json!({"secretName": "east-credentials"}));
+            let object = json!({"metadata": {"name": "east"}, "spec": spec, "status": status});
+            book.put_tombolo(name("east"), Some(crate::mirror::links::part::read(object)));
+            assert_eq!(book.secrets(), BTreeSet::from([name("east-credentials")]), "{spec}");
+            book.put_secret(name("east-credentials"), Some(secret("t")));
+            let never = book.links().0[&link("east")].clone();
+            assert_eq!((never.link.cluster.0.as_str(), never.link.understood), (cluster, understood), "{spec}");
+            assert!(never.problem.is_some() && never.credentials.is_ok(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn neither_does_linkerds_link_lose_what_it_brought() {
+        for (annotations, cluster, understood) in [
+            (json!({"tombolo.io/pod-ranges": "10.0.0.0"}), "t1", Understood::Cluster),
+            (json!({"tombolo.io/pod-ranges": "10.0.0.0", "tombolo.io/cluster": "e1"}), "e1", Understood::Cluster),
+            (json!({"tombolo.io/cluster": "E!"}), "east", Understood::Nothing),
+        ] {
+            let mut book = book();
+            let mut object = linkerds("t1");
+            object.metadata.annotations = serde_json::from_value(annotations.clone()).unwrap();
+            book.put_linkerd(name("east"), Some(Ok(object)));
+            assert_eq!(book.secrets(), BTreeSet::from([name("cluster-credentials-t1")]));
+            book.put_secret(name("cluster-credentials-t1"), Some(secret("t")));
+            let never = book.links().0[&link("east")].clone();
+            assert_eq!((never.link.cluster.0.as_str(), never.link.understood), (cluster, understood), "{annotations}");
+            assert!(never.link.is_linkerds && never.link.suffix == "t1" && never.credentials.is_ok());
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{
     LinkerdLink,
     book::{Book, Definer, Wanted, held},
     object::{GROUP, LinkObject, VERSION},
+    part::{self, Unread},
 };
 use crate::{mirror::source::LinkName, model::ObjectName};
 use anyhow::bail;
@@ -165,9 +166,9 @@ fn take(book: &mut Book, listed: &mut BTreeSet<Kind>, seen: Seen) {
     }
 }
 
-fn read<T: DeserializeOwned>(object: DynamicObject) -> Result<T, String> {
-    let value = serde_json::to_value(object).map_err(|error| error.to_string())?;
-    serde_path_to_error::deserialize(value).map_err(|error| format!("{}: {}", error.path(), error.inner()))
+fn read<T: DeserializeOwned + Default>(object: DynamicObject) -> Result<T, Unread<T>> {
+    let value = serde_json::to_value(object);
+    part::read(value.map_err(|error| Unread { reason: error.to_string(), part: Box::default() })?)
 }
 
 /// Follows one kind of Link until nobody listens any more.

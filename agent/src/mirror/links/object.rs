@@ -7,7 +7,7 @@ use crate::{
         source::{Link, LinkName, Quota},
         validate,
     },
-    model::ObjectName,
+    model::{ClusterName, ObjectName},
     sources::objects::cluster_name,
 };
 use ipnet::IpNet;
@@ -144,6 +144,14 @@ pub fn link(object: &LinkObject, name: &ObjectName) -> Result<(LinkName, Link), 
         ..plain(cluster, crate::mirror::read::created(&object.metadata))
     };
     Ok((LinkName(name.name.clone()), link))
+}
+
+/// The cluster that a Link leads to, if that alone can be understood: the one that it was understood to lead to last, as its
+/// status says, else what its spec says by itself.
+pub fn cluster(object: &LinkObject, name: &ObjectName) -> Option<ClusterName> {
+    let told = object.status.as_ref().and_then(|status| cluster_name(status["cluster"].as_str()?).ok());
+    let given = object.spec.cluster.as_deref().filter(|cluster| !cluster.is_empty());
+    told.or_else(|| cluster_name(given.unwrap_or(&name.name)).ok())
 }
 
 /// How long the peer may be silent; `default` where the Link doesn't say.

@@ -1,7 +1,10 @@
 //! Tests: peers that are lost, silent, stale, not heard yet, and back.
 
 use super::*;
-use crate::mirror::{lease::Standing, source::LinkName};
+use crate::mirror::{
+    lease::Standing,
+    source::{LinkName, Understood},
+};
 
 #[test]
 fn a_lost_peer_keeps_its_endpoints_ready_and_is_marked() {
@@ -110,6 +113,48 @@ fn what_joins_and_what_is_headless_is_kept_as_well_until_its_peer_was_listed() {
     restarted.settle();
     assert!(!restarted.has(Kind::Import, "hello"));
     assert!(slices(&restarted) <= before - 2, "{} of {before}", slices(&restarted));
+}
+
+#[test]
+fn a_link_that_is_not_understood_brings_nothing_in_and_takes_nothing_away() {
+    for understood in [Understood::Cluster, Understood::Nothing] {
+        let mut scene = demo();
+        scene.link("e", |link| {
+            link.cluster = cluster("east");
+            link.created = 100;
+        });
+        scene.world.apply(Change::Link(LinkName("east".to_owned()), None));
+        scene.world.apply(Change::Listed(LinkName("e".to_owned())));
+        scene.service("e", "api", flat(), http());
+        scene.slice("e", "api", &["10.108.0.20"], ("http", 8080));
+        scene.service("e", "orders", json!({}), http());
+        scene.slice("e", "orders", &["10.108.0.30"], ("http", 8080));
+        scene.export("e", "orders", 1, json!({}));
+        scene.settle();
+        let derived = conventions::derived_name(&name("orders")).name;
+        assert_eq!(scene.endpoints("api-e"), ["east 10.108.0.20 http=8080"]);
+        let mut restarted = scene.restarted(&["north"]);
+        restarted.link("e", |link| {
+            link.cluster = cluster(if understood == Understood::Cluster { "east" } else { "e" });
+            link.understood = understood;
+        });
+        // All that it has is heard, and more than before.
+        for link in ["e", "north"] {
+            restarted.world.apply(Change::Listed(LinkName(link.to_owned())));
+        }
+        restarted.service("e", "api", flat(), http());
+        restarted.slice("e", "api", &["10.108.0.21"], ("http", 8080));
+        restarted.service("e", "new", flat(), http());
+        restarted.settle();
+        assert_eq!(restarted.endpoints("api-e"), ["east 10.108.0.20 http=8080"], "{understood:?}");
+        assert_eq!(restarted.endpoints(&derived), ["east 10.108.0.30 http=8080"], "{understood:?}");
+        assert!(!restarted.has(Kind::Service, "new-e"));
+        // Understood again, it is what its peer says that counts.
+        restarted.link("e", |link| link.cluster = cluster("east"));
+        restarted.settle();
+        assert_eq!(restarted.endpoints("api-e"), ["east 10.108.0.21 http=8080"]);
+        assert!(restarted.has(Kind::Service, "new-e") && !restarted.has(Kind::Import, "orders"));
+    }
 }
 
 #[test]
