@@ -34,3 +34,5 @@ mod rights;
 mod server;
 #[path = "cluster/sharing.rs"]
 mod sharing;
+#[path = "cluster/values.rs"]
+mod values;

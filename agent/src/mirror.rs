@@ -29,6 +29,7 @@ pub mod serve;
 pub mod slices;
 pub mod source;
 pub mod validate;
+pub mod values;
 mod watch;
 pub mod world;
 mod writer;

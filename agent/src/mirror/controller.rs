@@ -94,6 +94,7 @@ pub async fn run(
         let teller = Teller::new(Origin::Own, 0, told.clone());
         controller.tasks.spawn(watch::follow(own.clone(), watched, teller, false));
     }
+    controller.tasks.spawn(watch::learn(own.clone(), Teller::new(Origin::Own, 0, told.clone())));
     for peer in peers {
         controller.add(peer, terms);
     }
@@ -285,6 +286,7 @@ impl Controller {
                 }
                 self.listed(origin, watched, &BTreeSet::new(), now);
             }
+            (News::Minor(minor), _) if *origin == Origin::Own => self.world.apply(Change::KnowsSameNode(minor >= 34)),
             (News::Failed(reason), _) if *origin == Origin::Own => {
                 warn!(?watched, reason, "watch failed; what is known stays")
             }

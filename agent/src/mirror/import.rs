@@ -14,6 +14,7 @@ use super::{
     slices::Wanted,
     source::{Family, ImportSpec, Link, LinkName, McsVersion, Origin, Port, Reach, Service, ServiceExport},
     validate::Refused,
+    values,
     world::{Cluster, ImportKey, ImportKind, World, key_of},
 };
 use crate::{
@@ -158,6 +159,8 @@ pub enum Problem {
     FamilyNotSupported(Family),
     /// Ports that are one in number and two in name, or the other way round, by member.
     Port(ClusterName, String),
+    /// More ports than are imported, by member.
+    TooManyPorts(ClusterName),
     /// Endpoints of other clusters don't join a headless Service.
     HeadlessNotJoined,
     /// A link brings in more exports than its quota lets it.
@@ -173,7 +176,9 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BadName(name) => write!(f, "{name} can't be a Service's name: at most 63 of a to z, 0 to 9 and -"),
+            Self::BadName(name) => {
+                write!(f, "{name} can't be a Service's name: at most 63 of a to z, 0 to 9 and -, a letter first")
+            }
             Self::Taken(name) => write!(f, "Service {name} is somebody's own, and stays as it is"),
             Self::ImportTaken(name) => write!(f, "ServiceImport {name} is somebody else's, and stays as it is"),
             Self::Ambiguous(cluster, service) => {
@@ -184,6 +189,7 @@ impl fmt::Display for Problem {
             Self::Port(cluster, port) => {
                 write!(f, "port {port} of {cluster} has another name or number than that of an older export")
             }
+            Self::TooManyPorts(cluster) => write!(f, "{cluster} has more ports than are imported"),
             Self::HeadlessNotJoined => f.write_str("endpoints of other clusters don't join a headless Service"),
             Self::OverQuota(link) => write!(f, "link {link} brings in more exports than its quota"),
             Self::Barred(name) => write!(f, "{name} is never exported: it is each cluster's own"),
@@ -230,7 +236,10 @@ pub fn desired(world: &World, key: &ImportKey) -> Imported {
         ImportKind::ServiceImport => conventions::derived_name(&key.object),
         ImportKind::Named | ImportKind::Joined | ImportKind::Gateway => key.object.clone(),
     };
-    if !members.is_empty() && !is_label(&served_by.name) {
+    // One that others' endpoints join has its name already.
+    let is_new = key.kind != ImportKind::Joined;
+    let is_good = is_label(&key.object.name) && (!is_new || values::is_service_name(&served_by.name));
+    if !members.is_empty() && !is_good {
         imported.problems.insert(Problem::BadName(served_by.name.clone()));
         members.clear();
     }

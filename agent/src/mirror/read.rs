@@ -7,6 +7,7 @@ use super::{
     source::{
         Endpoint, Family, Import, ImportSpec, Port, Reach, Service, ServiceExport, Slice, SlicePort, Told, Transport,
     },
+    values::{self, Left},
     world::{ImportKey, ImportKind},
 };
 use crate::model::{ClusterName, ObjectName, Path, PeerState};
@@ -112,23 +113,35 @@ pub fn service(object: core::Service) -> Service {
         _ => Reach::ClusterIp,
     };
     let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+    let created = created(&meta);
+    let mut left = Left::default();
+    let labels = left.labels(meta.labels.unwrap_or_default());
+    let annotations = left.annotations(meta.annotations.unwrap_or_default());
+    let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| service_port(port, &mut left)).collect();
+    let affinity = affinity(spec.session_affinity.as_deref(), spec.session_affinity_config);
+    let is_policy = |policy: &String| ["Cluster", "Local"].contains(&policy.as_str());
+    let is_distribution = |wish: &String| DISTRIBUTIONS.contains(&wish.as_str());
     Service {
-        created: created(&meta),
+        created,
         uid: meta.uid.unwrap_or_default(),
         is_derived: meta.owner_references.iter().flatten().any(|owner| owner.kind == "ServiceImport"),
-        labels: meta.labels.unwrap_or_default(),
-        annotations: meta.annotations.unwrap_or_default(),
+        labels,
+        annotations,
         reach,
         selects: spec.selector.is_some_and(|selector| !selector.is_empty()),
-        ports: spec.ports.unwrap_or_default().into_iter().filter_map(service_port).collect(),
+        ports,
         addresses: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
         families: spec.ip_families.unwrap_or_default().iter().filter_map(|name| family(name)).collect(),
-        affinity_seconds: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config),
-        internal_traffic_policy: spec.internal_traffic_policy,
-        traffic_distribution: spec.traffic_distribution.filter(|wish| !wish.is_empty()),
+        affinity_seconds: left.keep(affinity, |seconds| (1..=values::MAX_AFFINITY).contains(seconds)),
+        internal_traffic_policy: left.keep(spec.internal_traffic_policy, is_policy),
+        traffic_distribution: left.keep(spec.traffic_distribution.filter(|wish| !wish.is_empty()), is_distribution),
         gateway,
+        left_out: left.0,
     }
 }
+
+/// What a Service's `trafficDistribution` can say.
+const DISTRIBUTIONS: [&str; 3] = ["PreferClose", "PreferSameZone", "PreferSameNode"];
 
 fn affinity(kind: Option<&str>, config: Option<core::SessionAffinityConfig>) -> Option<i32> {
     let timeout = config.and_then(|config| config.client_ip?.timeout_seconds);
@@ -136,12 +149,13 @@ fn affinity(kind: Option<&str>, config: Option<core::SessionAffinityConfig>) -> 
     (kind == Some("ClientIP")).then(|| timeout.unwrap_or(10_800))
 }
 
-fn service_port(port: core::ServicePort) -> Option<Port> {
+fn service_port(port: core::ServicePort, left: &mut Left) -> Option<Port> {
+    let name = left.keep(Some(port.name.unwrap_or_default()), |name| values::is_port_name(name))?;
     Some(Port {
-        name: port.name.unwrap_or_default(),
+        name,
         port: number(port.port)?,
         protocol: transport(port.protocol.as_deref())?,
-        app_protocol: port.app_protocol,
+        app_protocol: left.keep(port.app_protocol, |name| values::is_qualified(name)),
     })
 }
 
@@ -185,9 +199,10 @@ pub fn slice(object: discovery::EndpointSlice) -> Option<Written> {
         return Some(Written::Elsewhere);
     }
     let service = label(names::SERVICE_NAME)?.to_owned();
-    let (endpoints, malformed) = endpoints(object.endpoints, family);
-    let ports = ports(object.ports.unwrap_or_default());
-    Some(Written::FirstHand(Slice { service, family, ports, endpoints, malformed }))
+    let mut left = Left::default();
+    let (endpoints, malformed) = endpoints(object.endpoints, family, &mut left);
+    let ports = ports(object.ports.unwrap_or_default(), &mut left);
+    Some(Written::FirstHand(Slice { service, family, ports, endpoints, malformed, left_out: left.0 }))
 }
 
 /// A slice of ours. None if its labels don't say of what any more: then somebody changed it.
@@ -205,11 +220,12 @@ fn ours(
         _ => (names::IMPORT_NAME, label(names::SOURCE_CLUSTER)?),
     };
     let object = ObjectName { namespace: meta.namespace.clone()?, name: label(name)?.to_owned() };
+    let mut left = Left::default();
     let content = Content {
         cluster: ClusterName(cluster.to_owned()),
         path: if label(names::PATH) == Some("gateway") { Path::Gateway } else { Path::Pod },
         family,
-        ports: ports(ports_given),
+        ports: ports(ports_given, &mut left),
         is_fallback: label(names::FALLBACK_FOR).is_some(),
     };
     let peer = match label(names::PEER_STATE) {
@@ -219,20 +235,21 @@ fn ours(
     };
     let weight = meta.annotations.as_ref().and_then(|all| all.get(names::WEIGHT)?.parse().ok()).unwrap_or(1);
     let owner = label(names::SERVICE_NAME).or(label(names::FALLBACK_FOR)).map(str::to_owned);
-    let (endpoints, malformed) = endpoints(given, family);
-    let is_whole = malformed == 0;
+    let (endpoints, malformed) = endpoints(given, family, &mut left);
+    let is_whole = malformed == 0 && left.0 == 0;
     Some((ImportKey { kind, object }, Placed { content, marks: Marks { peer, weight }, owner, endpoints, is_whole }))
 }
 
-fn ports(given: Vec<discovery::EndpointPort>) -> Vec<SlicePort> {
+fn ports(given: Vec<discovery::EndpointPort>, left: &mut Left) -> Vec<SlicePort> {
     let mut ports: Vec<_> = given
         .into_iter()
         .filter_map(|port| {
+            let name = left.keep(Some(port.name.unwrap_or_default()), |name| values::is_port_name(name))?;
             Some(SlicePort {
-                name: port.name.unwrap_or_default(),
+                name,
                 port: number(port.port?)?,
                 protocol: transport(port.protocol.as_deref())?,
-                app_protocol: port.app_protocol,
+                app_protocol: left.keep(port.app_protocol, |name| values::is_qualified(name)),
             })
         })
         .collect();
@@ -240,7 +257,7 @@ fn ports(given: Vec<discovery::EndpointPort>) -> Vec<SlicePort> {
     ports
 }
 
-fn endpoints(given: Vec<discovery::Endpoint>, family: Family) -> (Vec<Endpoint>, u32) {
+fn endpoints(given: Vec<discovery::Endpoint>, family: Family, left: &mut Left) -> (Vec<Endpoint>, u32) {
     let mut malformed = 0;
     let mut taken = Vec::with_capacity(given.len());
     for given in given {
@@ -260,9 +277,10 @@ fn endpoints(given: Vec<discovery::Endpoint>, family: Family) -> (Vec<Endpoint>,
             // Who leaves it out means what `ready` says.
             serving: conditions.serving.unwrap_or(ready),
             terminating,
-            zone: given.zone.filter(|zone| !zone.is_empty()),
+            zone: left.keep(given.zone.filter(|zone| !zone.is_empty()), |zone| values::is_label_value(zone)),
             node: given.node_name.filter(|node| !node.is_empty()),
-            hostname: given.hostname.filter(|hostname| !hostname.is_empty()),
+            hostname: left
+                .keep(given.hostname.filter(|hostname| !hostname.is_empty()), |name| values::is_host_name(name)),
             hints: hints.into_iter().map(|zone| zone.name).collect(),
         });
     }
@@ -272,11 +290,15 @@ fn endpoints(given: Vec<discovery::Endpoint>, family: Family) -> (Vec<Endpoint>,
 /// A ServiceExport. What its status says matters in the own cluster only, where it is ours to write.
 pub fn export(object: ExportObject, is_own: bool) -> ServiceExport {
     let spec = object.spec.unwrap_or_default();
+    let mut left = Left::default();
+    let labels = left.labels(spec.exported_labels.unwrap_or_default());
+    let annotations = left.annotations(spec.exported_annotations.unwrap_or_default());
     ServiceExport {
-        labels: spec.exported_labels.unwrap_or_default(),
-        annotations: spec.exported_annotations.unwrap_or_default(),
+        labels,
+        annotations: left.within_size(annotations),
         created: created(&object.metadata),
         status: object.status.filter(|_| is_own).map(|status| told(&status)),
+        left_out: left.0,
     }
 }
 
@@ -298,6 +320,7 @@ pub fn import(object: ImportObject) -> Import {
     let meta = object.metadata;
     let spec = object.spec.unwrap_or_default();
     let labels = meta.labels.unwrap_or_default();
+    let (ports, mut left) = (spec.ports.unwrap_or_default(), Left::default());
     Import {
         uid: meta.uid.unwrap_or_default(),
         is_ours: labels.get(names::MANAGED).is_some_and(|by| by == names::MIRROR),
@@ -305,7 +328,7 @@ pub fn import(object: ImportObject) -> Import {
         annotations: meta.annotations.unwrap_or_default(),
         spec: ImportSpec {
             is_headless: spec.r#type.as_deref() == Some("Headless"),
-            ports: spec.ports.unwrap_or_default().into_iter().filter_map(service_port).collect(),
+            ports: ports.into_iter().filter_map(|port| service_port(port, &mut left)).collect(),
             ips: spec.ips.unwrap_or_default(),
             families: spec.ip_families.unwrap_or_default().iter().filter_map(|name| family(name)).collect(),
             affinity_seconds: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config),

@@ -128,6 +128,8 @@ pub struct Service {
     pub is_derived: bool,
     /// What it leads to, if it is a gateway's.
     pub gateway: Option<Box<Gateway>>,
+    /// How many values were left out that no API server takes.
+    pub left_out: u32,
 }
 
 /// A port of a slice.
@@ -177,6 +179,8 @@ pub struct Slice {
     pub endpoints: Vec<Endpoint>,
     /// How many endpoints had an address that is none of the slice's family, or none at all.
     pub malformed: u32,
+    /// How many values were left out that no API server takes.
+    pub left_out: u32,
 }
 
 /// A ServiceExport.
@@ -190,6 +194,8 @@ pub struct ServiceExport {
     pub created: i64,
     /// What the own cluster's says.
     pub status: Option<Told>,
+    /// How many values were left out that no API server takes.
+    pub left_out: u32,
 }
 
 /// What a status says.

@@ -52,6 +52,8 @@ pub enum Refusal {
     OverEndpointQuota,
     /// An export beyond the link's quota.
     OverExportQuota,
+    /// A value that no API server takes, as of a host name or a port's name: it is left out, and the rest stays.
+    InvalidValue,
 }
 
 impl Refusal {
@@ -74,6 +76,7 @@ impl Refusal {
             Self::OutsideGatewayRanges => "OutsideGatewayRanges",
             Self::OverEndpointQuota => "OverEndpointQuota",
             Self::OverExportQuota => "OverExportQuota",
+            Self::InvalidValue => "InvalidValue",
         }
     }
 }

@@ -94,6 +94,8 @@ pub(super) enum News {
     Absent,
     /// It failed.
     Failed(String),
+    /// The API server is of Kubernetes 1.this.
+    Minor(u32),
     /// The API server answers, after so long.
     Answers(Duration),
 }
@@ -263,6 +265,23 @@ pub(super) async fn listen(client: Client, teller: Teller, every: Duration, pati
             return;
         }
         sleep(every).await;
+    }
+}
+
+/// Asks an API server for its version now and then: one may be replaced by another.
+pub(super) async fn learn(client: Client, teller: Teller) {
+    const EVERY: Duration = Duration::from_secs(600);
+    loop {
+        let minor = client.apiserver_version().await.ok().and_then(|info| {
+            // Some write 34+.
+            info.minor.trim_end_matches(|last: char| !last.is_ascii_digit()).parse().ok()
+        });
+        if let Some(minor) = minor
+            && !teller.tell(None, News::Minor(minor)).await
+        {
+            return;
+        }
+        sleep(if minor.is_some() { EVERY } else { LAST }).await;
     }
 }
 

@@ -142,6 +142,8 @@ pub enum Change {
     Addresses(OwnAddresses),
     /// The versions of the MCS API that the own API server has.
     Versions(McsVersions),
+    /// Whether the own API server knows `PreferSameZone` and `PreferSameNode`.
+    KnowsSameNode(bool),
     /// What the host name of a gateway stands for.
     Host(String, BTreeSet<IpAddr>),
 }
@@ -296,6 +298,11 @@ impl World {
             }
             Change::Versions(versions) => {
                 if std::mem::replace(&mut self.own.versions, versions) != versions {
+                    self.touch_all();
+                }
+            }
+            Change::KnowsSameNode(knows) => {
+                if std::mem::replace(&mut self.own.knows_same_node, knows) != knows {
                     self.touch_all();
                 }
             }

@@ -59,6 +59,8 @@ pub(super) fn gather(
             union.pods(member, place);
             continue;
         };
+        let of_export = member.spec.map_or(0, |spec| spec.left_out);
+        union.refuse(member, Refusal::InvalidValue, member.service.left_out.saturating_add(of_export));
         if standing == Standing::Removed {
             continue;
         }
@@ -109,6 +111,7 @@ impl Union<'_> {
         let mut offered: BTreeMap<(IpAddr, Vec<SlicePort>), &Endpoint> = BTreeMap::new();
         for slice in member.cluster.slices.get(member.object).into_iter().flat_map(BTreeMap::values) {
             self.refuse(member, Refusal::Malformed, slice.malformed);
+            self.refuse(member, Refusal::InvalidValue, slice.left_out);
             let resolved = ports::resolve(self.ports, member, &slice.ports);
             if resolved.is_empty() {
                 continue;

@@ -6,6 +6,8 @@ use crate::{
         conventions::Convention,
         names,
         source::{Family, Import, ImportSpec, Origin, Port, Reach, Service},
+        validate::Refusal,
+        values::Left,
         world::{ImportKey, World},
     },
     model::{ClusterName, ObjectName},
@@ -41,7 +43,15 @@ pub(super) fn named(
     let first = &members[0];
     let link = first.peer.map(|(_, link, _)| link);
     let mut labels = copied(&first.service.labels, link.map_or(&[], |link| &link.excluded_labels));
-    let mut annotations = copied(&first.service.annotations, link.map_or(&[], |link| &link.excluded_annotations));
+    let annotations = copied(&first.service.annotations, link.map_or(&[], |link| &link.excluded_annotations));
+    let mut left = Left::default();
+    let mut annotations = left.within_size(annotations);
+    if let Some((link, ..)) = first.peer
+        && left.0 > 0
+    {
+        let refused = imported.refused.entry((link.clone(), Refusal::InvalidValue)).or_default();
+        *refused = refused.saturating_add(left.0);
+    }
     labels.insert(names::LINKERD_MIRRORED.to_owned(), "true".to_owned());
     managed(&mut labels, key);
     let is_federated = first.export.convention == Convention::LinkerdFederated;
@@ -78,7 +88,7 @@ pub(super) fn named(
         affinity_seconds: first.service.affinity_seconds,
         // Only the own node's endpoints, of which there are none: that would be no service at all.
         internal_traffic_policy: None,
-        traffic_distribution: first.service.traffic_distribution.clone(),
+        traffic_distribution: distribution(world, &first.service.traffic_distribution),
         owner: None,
     }
 }
@@ -192,12 +202,21 @@ pub(super) fn derived(
         family: family(world, members, there, imported),
         affinity_seconds: import.spec.affinity_seconds,
         internal_traffic_policy: import.spec.internal_traffic_policy.clone(),
-        traffic_distribution: import.spec.traffic_distribution.clone(),
+        traffic_distribution: distribution(world, &import.spec.traffic_distribution),
         owner: Some(ImportRef {
             version: world.own.versions.imports,
             name: key.object.name.clone(),
             uid: owner.uid.clone(),
         }),
+    }
+}
+
+/// How connections should be spread, as this cluster's API server can say it: an older one knows nearness by one name only.
+fn distribution(world: &World, wish: &Option<String>) -> Option<String> {
+    let is_newer = |wish: &&String| ["PreferSameZone", "PreferSameNode"].contains(&wish.as_str());
+    match wish.as_ref().filter(is_newer) {
+        Some(_) if !world.own.knows_same_node => Some("PreferClose".to_owned()),
+        _ => wish.clone(),
     }
 }
 

@@ -4,6 +4,9 @@ use super::{Member, Problem};
 use crate::mirror::source::{Port, SlicePort};
 use std::collections::BTreeSet;
 
+/// Most ports of one import, so that no member makes it larger than what an API server takes.
+const MAX_PORTS: usize = 1000;
+
 /// All ports that members have, those of the first members first, each name and each number of a protocol once.
 ///
 /// Who has a port under another name or number is told in `problems`. A nameless port gets a name once it isn't alone.
@@ -14,7 +17,8 @@ pub(super) fn union(members: &[Member<'_>], problems: &mut BTreeSet<Problem>) ->
             let same_number = ports.iter().find(|other| is_same_number(other, port));
             let same_name = ports.iter().find(|other| other.name == port.name && !port.name.is_empty());
             match (same_number, same_name) {
-                (None, None) => ports.push(port.clone()),
+                (None, None) if ports.len() < MAX_PORTS => ports.push(port.clone()),
+                (None, None) => drop(problems.insert(Problem::TooManyPorts(member.name.clone()))),
                 (Some(other), _) if other.name == port.name => {}
                 _ => {
                     let shown = format!("{} {}/{}", port.name, port.port, port.protocol.name());
@@ -27,7 +31,11 @@ pub(super) fn union(members: &[Member<'_>], problems: &mut BTreeSet<Problem>) ->
         let taken: BTreeSet<String> = ports.iter().map(|port| port.name.clone()).collect();
         for port in ports.iter_mut().filter(|port| port.name.is_empty()) {
             let plain = format!("{}-{}", port.protocol.name().to_lowercase(), port.port);
-            port.name = if taken.contains(&plain) { format!("{plain}-x") } else { plain };
+            let free = |number: usize| match number {
+                0 => plain.clone(),
+                _ => format!("{plain}-{number}"),
+            };
+            port.name = (0..).map(free).find(|name| !taken.contains(name)).expect("there are more numbers than ports");
         }
     }
     ports

@@ -4,6 +4,7 @@ mod linkerd;
 mod mcs;
 mod peers;
 mod sequences;
+mod values;
 
 use super::*;
 use crate::{

@@ -65,6 +65,8 @@ pub struct Own {
     /// The gateway that it has for others, if any.
     pub gateway: Option<gateway::Config>,
     pub(super) key_by_placed: BTreeMap<ObjectName, ImportKey>,
+    /// Whether its API server knows `PreferSameZone` and `PreferSameNode`: from Kubernetes 1.34 on.
+    pub knows_same_node: bool,
     /// The versions of the MCS API that its API server has.
     pub versions: McsVersions,
     /// How many Services have each ClusterIP; two for the blink of an eye at most.
@@ -85,6 +87,7 @@ impl Own {
             addresses: OwnAddresses::default(),
             gateway: None,
             key_by_placed: BTreeMap::new(),
+            knows_same_node: true,
             versions: McsVersions::default(),
             cluster_ips: BTreeMap::new(),
             families: BTreeMap::new(),
