@@ -7,6 +7,7 @@ use super::{
 };
 use k8s_openapi::api::{
     authorization::v1::SelfSubjectAccessReview, core::v1::Secret, discovery::v1::EndpointSlice, events::v1::Event,
+    rbac::v1::ClusterRoleBinding,
 };
 use kube::{
     Api, Client,
@@ -18,7 +19,11 @@ use tokio::{
     net::TcpListener,
     time::{Instant, sleep},
 };
-use tombolo::mirror::check::{Scope, Verdict, check};
+use tombolo::mirror::{
+    check::{Scope, Verdict, check},
+    lease::Standing,
+    links::status::Facts,
+};
 
 #[tokio::test]
 async fn what_link_prints_is_all_that_a_link_takes() -> anyhow::Result<()> {
@@ -181,6 +186,73 @@ async fn peers_that_hang_or_lie_delay_nobody_else() -> anyhow::Result<()> {
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     held.abort();
     Ok(())
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_and_shows_nothing_any_more_is_lost() -> anyhow::Result<()> {
+    let (Some(west), Some(mut east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
+    install(&west)?;
+    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+    exports(&east, &peer, "10.108.0.1").await?;
+    let kubeconfig = peer_half(&east, "tombolo-peer").await?;
+    let mut mirror = Mirror::start(&west, "west").await?;
+    own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
+    let lease = Patch::Merge(json!({"spec": {"lease": {"seconds": 10}}}));
+    links(&own).patch("east", &PatchParams::default(), &lease).await?;
+    mirror.until("east", "connected", |facts| facts.is_connected).await?;
+    until("api-east", || async { Ok(backends(&own, NAMESPACE, "api-east").await?.len() == 1) }).await?;
+
+    // A watch that is open stays so; a server that starts anew looks at rights again.
+    let bindings: Api<ClusterRoleBinding> = Api::all(peer.clone());
+    bindings.delete("tombolo-peer", &DeleteParams::default()).await?;
+    east.kill_api(0)?;
+    east.start_api(0).await?;
+    let is_forbidden = |facts: &Facts| facts.failures.iter().any(|failure| failure.contains("forbidden"));
+    let is_lost = |facts: &Facts| matches!(facts.standing, Standing::Lost { .. }) && is_forbidden(facts);
+    mirror.until("east", "lost", is_lost).await?;
+    // It goes on answering, and stays lost.
+    sleep(Duration::from_secs(12)).await;
+    mirror.until("east", "still lost", is_lost).await?;
+    assert!(has_service(&own, NAMESPACE, "api-east").await?);
+
+    peer_half(&east, "tombolo-peer").await?;
+    mirror.until("east", "fresh", |facts| facts.standing == Standing::Fresh && facts.failures.is_empty()).await?;
+    move_endpoint(&peer, &own, 1).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mirror_that_starts_and_never_understood_a_link_keeps_what_it_brought() -> anyhow::Result<()> {
+    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
+    install(&west)?;
+    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+    exports(&east, &peer, "10.108.0.1").await?;
+    let kubeconfig = peer_half(&east, "tombolo-peer").await?;
+    own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
+    let patch = async |spec: Value| {
+        links(&own).patch("east", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await
+    };
+    patch(json!({"cluster": "e1"})).await?;
+    let mut mirror = Mirror::start(&west, "west").await?;
+    mirror.until("east", "connected", |facts| facts.is_connected).await?;
+    until("api-east", || async { Ok(backends(&own, NAMESPACE, "api-east").await?.len() == 1) }).await?;
+    drop(mirror);
+
+    patch(json!({"podRanges": ["0.0.0.0/0"]})).await?;
+    let watching = tokio::spawn(never_empty(own.clone()));
+    let mut mirror = Mirror::start(&west, "west").await?;
+    let goes_on = |facts: &Facts| facts.problem.is_some() && facts.is_connected && facts.cluster.0 == "e1";
+    mirror.until("east", "not understood", goes_on).await?;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(backends(&own, NAMESPACE, "api-east").await?, ["10.108.0.1:8080"]);
+    patch(json!({"podRanges": ["10.108.0.0/14"]})).await?;
+    mirror.until("east", "understood", |facts| facts.problem.is_none()).await?;
+    move_endpoint(&peer, &own, 1).await?;
+    watching.abort();
+    match watching.await {
+        Err(error) if error.is_cancelled() => Ok(()),
+        ended => panic!("endpoints were gone: {ended:?}"),
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::{
         status::{Facts, StatusWriter},
     },
     lookup::Lookups,
-    peer::{PeerTask, Sorted},
+    peer::{OBJECTS, PeerTask, Sorted},
     plan, probe,
     queue::Queue,
     serve::View,
@@ -42,8 +42,6 @@ const WRITERS: usize = 16;
 const TURN: Duration = Duration::from_millis(20);
 /// How often pods of a peer that is lost are dialled.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// Objects that one peer may have: far more than a cluster has, and few enough to be held.
-const OBJECTS: usize = 200_000;
 /// How often it is said how links stand.
 const REPORT: Duration = Duration::from_secs(1);
 /// How often ports of the gateway that have rested long enough are given up.
@@ -355,13 +353,11 @@ impl Controller {
             }
             Origin::Link(link) => {
                 let Some(task) = self.peers.get_mut(link) else { return };
-                task.listed(watched);
+                task.listed(watched, now);
                 if task.has_listed() {
-                    // A kind that the peer lacks is looked for, and listed as none, again and again.
                     if self.world.peers.get(link).is_some_and(|peer| !peer.is_listed) {
                         info!(%link, "peer listed");
                     }
-                    task.lease.listed(now);
                     self.world.apply(Change::Listed(link.clone()));
                 }
             }

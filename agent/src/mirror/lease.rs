@@ -62,6 +62,7 @@ impl Default for Terms {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     terms: Terms,
+    began: Instant,
     /// The last sign of life; the start before the first one.
     heard: Instant,
     /// The first sign of life since it was lost.
@@ -76,7 +77,7 @@ pub struct Lease {
 impl Lease {
     /// A peer that nothing was heard of yet. It counts as heard just now: a mirror that starts has no reason to think ill.
     pub fn new(terms: Terms, now: Instant) -> Self {
-        Self { terms, heard: now, back: None, lost: None, listed: false, silent: false }
+        Self { terms, began: now, heard: now, back: None, lost: None, listed: false, silent: false }
     }
 
     /// Other terms hold from now on.
@@ -107,6 +108,16 @@ impl Lease {
         if self.lost.is_some() {
             (self.back, self.listed) = (None, false);
         }
+    }
+
+    /// Whether it is heard again, and can't be fresh before all is listed once more.
+    pub fn awaits_list(&self) -> bool {
+        self.back.is_some() && !self.listed
+    }
+
+    /// Whether it could have been listed for as long as a lost one is waited for.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.began) >= self.terms.removed
     }
 
     /// What probes of its endpoints found while it was lost.

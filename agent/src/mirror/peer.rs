@@ -8,6 +8,8 @@
 //! Watches run in rounds. A round with a new credential runs beside the one before until it has listed everything: a
 //! credential that is wrong, or not valid yet, takes nothing away.
 
+mod kept;
+
 use super::{
     lease::{Lease, Standing, Terms},
     links::{book::Wanted, credentials::Credentials},
@@ -15,6 +17,7 @@ use super::{
     watch::{self, News, Teller, Told, Watched},
 };
 use k8s_openapi::jiff::Timestamp;
+use kept::Kept;
 use kube::Client;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +29,10 @@ use tracing::{info, warn};
 /// How often a peer's API server is asked whether it answers, and how long it may take.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Objects that one peer may have: far more than a cluster has, and few enough to be held.
+pub(super) const OBJECTS: usize = 200_000;
+/// What endpoints are made of: a peer that doesn't show these is not heard, whatever else it answers.
+const VITAL: [Watched; 2] = [Watched::Services, Watched::Slices];
 
 /// A peer.
 pub(super) struct PeerTask {
@@ -69,8 +76,8 @@ struct Round {
     listed: BTreeSet<Watched>,
     /// Whether all was listed with this client, in this round or one before.
     is_proven: bool,
-    /// What it told while it was tried.
-    kept: Vec<(Option<Watched>, News)>,
+    /// What it told while it was tried; none if it isn't tried any more.
+    kept: Option<Kept>,
 }
 
 /// What becomes of news of a peer.
@@ -116,12 +123,20 @@ impl PeerTask {
     }
 
     /// That a kind of object was listed.
-    pub(super) fn listed(&mut self, watched: Watched) {
-        self.problems.remove(&watched);
+    pub(super) fn listed(&mut self, watched: Watched, now: Instant) {
         if let Some(round) = &mut self.current {
             round.listed.insert(watched);
             round.is_proven |= round.listed.len() == Watched::PEER.len();
         }
+        // A kind that the peer lacks is looked for, and listed as none, again and again.
+        if self.has_listed() && !self.is_blind() {
+            self.lease.listed(now);
+        }
+    }
+
+    /// Whether endpoints may change without being heard of, though its API answers.
+    fn is_blind(&self) -> bool {
+        VITAL.iter().any(|watched| self.problems.contains_key(watched))
     }
 
     /// Whether `credentials` are those that it is watched with, or that are tried.
@@ -167,7 +182,7 @@ impl PeerTask {
             tasks.spawn(watch::follow(client.clone(), watched, teller.clone(), self.there.contains(&watched)));
         }
         let id = self.rounds;
-        Round { id, client, credentials, tasks, listed: BTreeSet::new(), is_proven: false, kept: Vec::new() }
+        Round { id, client, credentials, tasks, listed: BTreeSet::new(), is_proven: false, kept: Some(Kept::default()) }
     }
 
     /// Has the API server asked again and again whether it answers.
@@ -202,13 +217,20 @@ impl PeerTask {
         if let (News::Listed(_) | News::Absent, Some(watched)) = (&news, watched) {
             next.listed.insert(watched);
         }
-        next.kept.push((watched, news));
+        let (Some(watched), Some(kept)) = (watched, &mut next.kept) else { return Sorted::Left };
+        kept.push(watched, news);
+        if kept.is_too_much() {
+            (next.tasks, next.kept) = (JoinSet::new(), None);
+            warn!(%link, "with the new credential there are more objects than any peer should have; the one before stays");
+            self.refused = Some("with it the peer has more objects than any should".to_owned());
+            return Sorted::Left;
+        }
         if next.listed.len() < Watched::PEER.len() {
             return Sorted::Left;
         }
         info!(%link, "new credential in use");
         let Some(mut next) = self.next.take() else { return Sorted::Left };
-        let kept = std::mem::take(&mut next.kept);
+        let kept = next.kept.take().unwrap_or_default().into_news();
         next.listed.clear();
         self.beat(&mut next);
         (self.current, self.refused, self.has_failed, self.failure) = (Some(next), None, false, None);
@@ -225,6 +247,12 @@ impl PeerTask {
             (News::Listed(_), Some(watched)) => drop(self.there.insert(watched)),
             (News::Absent, Some(watched)) => drop(self.there.remove(&watched)),
             _ => {}
+        }
+        if let Some(watched) = watched
+            && self.is_well(watched, news)
+            && self.problems.remove(&watched).is_some()
+        {
+            info!(%link, ?watched, "watch goes on");
         }
         match (news, watched) {
             // One kind of object that can't be watched is not a peer that can't be reached: that watch tries on.
@@ -244,12 +272,23 @@ impl PeerTask {
                 self.alive(now);
                 self.round_trip = Some(*round_trip);
                 self.failure = None;
-                if std::mem::take(&mut self.has_failed) {
+                let was_lost = self.lease.awaits_list() && self.has_listed() && !self.is_blind();
+                if std::mem::take(&mut self.has_failed) || was_lost {
                     info!(%link, "peer answers");
                     self.begin();
                 }
             }
             _ => self.alive(now),
+        }
+    }
+
+    /// Whether news show that a kind of object is watched again.
+    fn is_well(&self, watched: Watched, news: &News) -> bool {
+        match news {
+            News::Listed(_) | News::Absent | News::Watching => true,
+            // Those of a list that may yet fail show nothing.
+            News::Change(..) => self.current.as_ref().is_some_and(|round| round.listed.contains(&watched)),
+            News::Version(_) | News::Node(..) | News::Failed(_) | News::Minor(_) | News::Answers(_) => false,
         }
     }
 
@@ -261,8 +300,125 @@ impl PeerTask {
         }
     }
 
+    /// A sign of life. It renews the lease as long as changes of endpoints would be heard of.
     fn alive(&mut self, now: Instant) {
-        self.lease.heard(now);
+        if !self.is_blind() {
+            self.lease.heard(now);
+        }
         self.heard = Some(Timestamp::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+
+    #[tokio::test]
+    async fn a_peer_that_answers_and_doesn_t_show_its_endpoints_is_lost_after_its_lease() {
+        for (hidden, is_lost) in [(Watched::Services, true), (Watched::Slices, true), (Watched::Exports, false)] {
+            let (mut peer, start) = peer();
+            let at = |seconds: u64| start + Duration::from_secs(seconds);
+            hear(&mut peer, Some(hidden), News::Failed("403".to_owned()), at(10));
+            for seconds in (10..60).step_by(5) {
+                hear(&mut peer, None, News::Answers(Duration::ZERO), at(seconds));
+                // What is listed as none again and again is no sign of the others.
+                if hidden != Watched::Exports {
+                    hear(&mut peer, Some(Watched::Exports), News::Absent, at(seconds));
+                }
+            }
+            let standing = peer.lease.standing(at(60));
+            assert_eq!(standing != Standing::Fresh, is_lost, "{hidden:?}");
+            // Shown again, it is listed again, and fresh.
+            hear(&mut peer, Some(hidden), News::Watching, at(61));
+            assert!(peer.problems.is_empty());
+            let before = peer.rounds;
+            hear(&mut peer, None, News::Answers(Duration::ZERO), at(62));
+            assert_eq!(peer.rounds > before, is_lost, "{hidden:?}");
+            list(&mut peer, at(63));
+            hear(&mut peer, None, News::Answers(Duration::ZERO), at(69));
+            assert_eq!(peer.lease.standing(at(69)), Standing::Fresh, "{hidden:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_fails_for_a_moment_takes_nothing_from_the_lease_of_a_quiet_peer() {
+        let (mut peer, start) = peer();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        for seconds in (5..200).step_by(5) {
+            hear(&mut peer, Some(Watched::Slices), News::Failed("500".to_owned()), at(seconds));
+            hear(&mut peer, Some(Watched::Slices), News::Watching, at(seconds + 1));
+            hear(&mut peer, None, News::Answers(Duration::ZERO), at(seconds + 2));
+            assert_eq!(peer.lease.standing(at(seconds + 2)), Standing::Fresh);
+        }
+        assert_eq!(peer.rounds, 1);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_never_ends_is_no_sign_that_it_is_watched() {
+        let (mut peer, start) = peer();
+        peer.begin();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        for seconds in 1..60 {
+            hear(&mut peer, Some(Watched::Slices), change("a"), at(seconds));
+            hear(&mut peer, Some(Watched::Slices), News::Failed("page 2: 500".to_owned()), at(seconds));
+        }
+        assert_ne!(peer.lease.standing(at(60)), Standing::Fresh);
+    }
+
+    #[tokio::test]
+    async fn a_credential_that_brings_too_much_is_given_up_and_the_one_before_stays() {
+        let (mut peer, now) = peer();
+        let credentials = Credentials::new(b"new".to_vec());
+        peer.connect(silent(), Some(credentials.clone()));
+        let tried = peer.rounds;
+        for number in 0..=OBJECTS {
+            let sorted = peer.sort(tried, Some(Watched::Slices), change(&number.to_string()), now);
+            assert!(matches!(sorted, Sorted::Left));
+        }
+        let next = peer.next.as_ref().unwrap();
+        assert!(next.kept.is_none() && next.tasks.is_empty());
+        assert!(peer.uses(&credentials), "and is not tried again and again");
+        assert!(peer.refused.as_ref().unwrap().contains("more objects"));
+        assert!(matches!(peer.sort(1, None, News::Answers(Duration::ZERO), now), Sorted::Taken(_)));
+    }
+
+    /// One that was listed, over a connection on which nothing comes by itself.
+    fn peer() -> (PeerTask, Instant) {
+        let (told, _) = mpsc::unbounded_channel();
+        let mut peer = PeerTask::new(LinkName("east".to_owned()), Terms::default(), told);
+        peer.connect(silent(), None);
+        let now = Instant::now();
+        list(&mut peer, now);
+        (peer, now)
+    }
+
+    fn silent() -> Client {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
+        });
+        Client::new(service, "default")
+    }
+
+    fn list(peer: &mut PeerTask, now: Instant) {
+        for watched in Watched::PEER {
+            hear(peer, Some(watched), News::Listed(BTreeSet::new()), now);
+        }
+    }
+
+    /// As the controller does.
+    fn hear(peer: &mut PeerTask, watched: Option<Watched>, news: News, now: Instant) {
+        let is_list = matches!(news, News::Listed(_) | News::Absent);
+        assert!(matches!(peer.sort(peer.rounds, watched, news, now), Sorted::Taken(_)));
+        if let Some(watched) = watched.filter(|_| is_list) {
+            peer.listed(watched, now);
+        }
+    }
+
+    fn change(name: &str) -> News {
+        let name = ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
+        let origin = Origin::Link(LinkName("east".to_owned()));
+        let change = watch::removal(Watched::Slices, &origin, name.clone()).unwrap();
+        News::Change(name, None, Box::new(change))
     }
 }

@@ -8,7 +8,7 @@ use super::{
     world::Change,
 };
 use crate::model::ObjectName;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
@@ -21,10 +21,11 @@ use serde_json::Value;
 use std::{
     collections::BTreeSet,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::sleep,
 };
 use tracing::{debug, warn};
@@ -94,6 +95,8 @@ pub(super) enum News {
     Absent,
     /// It failed.
     Failed(String),
+    /// It failed before, and is watched again from where that was.
+    Watching,
     /// The API server is of Kubernetes 1.this.
     Minor(u32),
     /// The API server answers, after so long.
@@ -117,13 +120,13 @@ pub(super) struct Teller {
     round: u64,
     /// Whether the credential is one of Linkerd's.
     is_linkerds: bool,
-    places: std::sync::Arc<Semaphore>,
+    places: Arc<Semaphore>,
     told: mpsc::UnboundedSender<Told>,
 }
 
 impl Teller {
     pub(super) fn new(origin: Origin, round: u64, told: mpsc::UnboundedSender<Told>) -> Self {
-        Self { origin, round, is_linkerds: false, places: std::sync::Arc::new(Semaphore::new(WAITING)), told }
+        Self { origin, round, is_linkerds: false, places: Arc::new(Semaphore::new(WAITING)), told }
     }
 
     /// The same with a credential of Linkerd's, or not.
@@ -133,7 +136,7 @@ impl Teller {
 
     /// Whether anybody listens. Waits for those before it of the same cluster only.
     pub(super) async fn tell(&self, watched: Option<Watched>, news: News) -> bool {
-        let Ok(place) = std::sync::Arc::clone(&self.places).acquire_owned().await else { return false };
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return false };
         self.told.send(Told { origin: self.origin.clone(), round: self.round, watched, news, _place: place }).is_ok()
     }
 }
@@ -164,7 +167,10 @@ impl Follower {
     async fn follow(&mut self, client: &Client) -> bool {
         let (watched, version) = (self.watched, self.version);
         let versions = McsVersions { imports: version, exports: version };
-        let api: Api<DynamicObject> = Api::all_with(client.clone(), &watched.resource(versions));
+        let opened = Arc::new(Notify::new());
+        let client = telling(client.clone(), Arc::clone(&opened));
+        let api: Api<DynamicObject> = Api::all_with(client, &watched.resource(versions));
+        let mut has_failed = false;
         let mut names = BTreeSet::new();
         let mut config = watcher::Config::default().page_size(PAGE);
         if watched == Watched::Slices && self.teller.origin != Origin::Own {
@@ -172,7 +178,18 @@ impl Follower {
             config = config.labels(&format!("{}!={}", names::MANAGED_BY, names::MIRROR));
         }
         let mut events = pin!(watcher(api, config));
-        while let Some(event) = events.next().await {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.next() => event,
+                () = opened.notified() => {
+                    if std::mem::take(&mut has_failed) && !self.teller.tell(Some(watched), News::Watching).await {
+                        return false;
+                    }
+                    continue;
+                }
+            };
+            let Some(event) = event else { return false };
             let news = match event {
                 Ok(Event::Init) => {
                     names.clear();
@@ -204,6 +221,9 @@ impl Follower {
                     if !self.teller.tell(Some(watched), News::Failed(error.to_string())).await {
                         return false;
                     }
+                    has_failed = true;
+                    // What was opened before it failed doesn't count.
+                    while opened.notified().now_or_never().is_some() {}
                     sleep(self.wait).await;
                     self.wait = (self.wait * 2).min(LAST);
                     continue;
@@ -215,7 +235,6 @@ impl Follower {
                 return false;
             }
         }
-        false
     }
 
     /// The API server doesn't have the kind in this version: the other one is tried, and after both all again, later.
@@ -238,11 +257,28 @@ impl Follower {
     }
 }
 
-/// Whether the API server doesn't know the kind in that version.
+/// The same client, which tells whenever an API server grants a watch. A watcher keeps that to itself, and one that is quiet
+/// can't be told from one that is still refused.
+fn telling(client: Client, opened: Arc<Notify>) -> Client {
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (client, opened) = (client.clone(), Arc::clone(&opened));
+        async move {
+            let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|it| it == "watch=true"));
+            let response = client.send(request).await?;
+            if is_watch && response.status().is_success() {
+                opened.notify_one();
+            }
+            Ok::<_, kube::Error>(response)
+        }
+    });
+    Client::new(service, "default")
+}
+
 fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
+/// Whether the API server doesn't know the kind in that version.
 fn is_absent(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
