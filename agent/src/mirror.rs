@@ -30,6 +30,7 @@ pub mod slices;
 pub mod source;
 pub mod validate;
 pub mod values;
+mod versions;
 mod watch;
 pub mod world;
 mod writer;

@@ -10,14 +10,16 @@ use super::{
     },
     lookup::Lookups,
     peer::{OBJECTS, PeerTask, Sorted},
-    plan, probe,
+    plan::{self, Step},
+    probe,
     queue::Queue,
     serve::View,
     source::{self, Link, LinkName, McsVersions, Origin},
     validate::{Refusal, Refused},
+    versions::Versions,
     watch::{self, News, Teller, Told, Watched},
     world::{Change, ImportKey, ImportKind, OwnAddresses, World},
-    writer::{Done, Writer},
+    writer::{self, Done, Performed, Writer},
 };
 use crate::model::{ClusterName, ObjectName};
 use anyhow::{Context, bail};
@@ -135,6 +137,13 @@ pub async fn run(
     }
 }
 
+/// What came of writing an import.
+struct Wrote {
+    key: ImportKey,
+    objects: BTreeSet<(Watched, ObjectName)>,
+    performed: Performed,
+}
+
 struct Controller {
     world: World,
     writer: Writer,
@@ -147,13 +156,15 @@ struct Controller {
     nodes: BTreeMap<String, OwnAddresses>,
     told: mpsc::UnboundedSender<Told>,
     tasks: JoinSet<()>,
-    versions: McsVersions,
-    writes: JoinSet<(ImportKey, Vec<Done>, Option<String>)>,
+    mcs: McsVersions,
+    writes: JoinSet<Wrote>,
     queue: Queue,
+    /// Steps that were refused and wait to be tried again.
+    invalid: BTreeMap<ImportKey, Vec<Step>>,
     /// Whether there is more to look at than there was time for.
     is_behind: bool,
-    /// Versions of own objects that were written: what watches tell of older ones is not so any more.
-    written: BTreeMap<(Watched, ObjectName), u64>,
+    /// Versions of own objects, as writes and watches know them.
+    versions: Versions,
     probes: JoinSet<(LinkName, Option<bool>)>,
     lookups: Lookups,
     /// When the ports of the gateway are looked at for the time alone that has passed.
@@ -174,11 +185,12 @@ impl Controller {
             nodes: BTreeMap::new(),
             told,
             tasks: JoinSet::new(),
-            versions: McsVersions::default(),
+            mcs: McsVersions::default(),
             writes: JoinSet::new(),
             queue: Queue::default(),
+            invalid: BTreeMap::new(),
             is_behind: false,
-            written: BTreeMap::new(),
+            versions: Versions::default(),
             probes: JoinSet::new(),
             lookups: Lookups::default(),
             gateway_at: Instant::now(),
@@ -255,17 +267,19 @@ impl Controller {
         match (news, watched) {
             (News::Change(_, _, change), _) if self.is_too_much(origin, &change) => {}
             (News::Change(name, version, change), watched) => {
-                let is_old = *origin == Origin::Own && watched.is_some_and(|it| self.is_old(it, name, version));
+                let is_gone = change.is_removal();
+                let is_old = *origin == Origin::Own
+                    && watched.is_some_and(|it| self.versions.is_old(it, name, version, is_gone));
                 if !is_old {
                     self.world.apply(*change);
                 }
             }
             (News::Version(version), Some(watched)) if *origin == Origin::Own => {
                 match watched {
-                    Watched::Exports => self.versions.exports = version,
-                    _ => self.versions.imports = version,
+                    Watched::Exports => self.mcs.exports = version,
+                    _ => self.mcs.imports = version,
                 }
-                self.world.apply(Change::Versions(self.versions));
+                self.world.apply(Change::Versions(self.mcs));
             }
             (News::Node(name, node), _) => {
                 match node {
@@ -292,18 +306,7 @@ impl Controller {
         }
     }
 
-    /// Whether an own object was written since it was as a watch tells.
-    fn is_old(&mut self, watched: Watched, name: ObjectName, version: Option<u64>) -> bool {
-        let key = (watched, name);
-        let Some(written) = self.written.get(&key) else { return false };
-        let is_old = version.is_some_and(|version| version < *written);
-        if !is_old {
-            self.written.remove(&key);
-        }
-        is_old
-    }
-
-    /// Whether a peer brings in more objects than any should, by one that may be new. What is known of it stays.
+    /// Whether a peer brings in more objects than any should, by one that is new. What is known of it goes on.
     fn is_too_much(&mut self, origin: &Origin, change: &Change) -> bool {
         let Origin::Link(link) = origin else { return false };
         let is_there =
@@ -336,7 +339,7 @@ impl Controller {
         };
         for name in known.difference(names) {
             if *origin == Origin::Own {
-                self.written.remove(&(watched, name.clone()));
+                self.versions.is_missing(watched, name.clone());
             }
             if let Some(change) = watch::removal(watched, origin, name.clone()) {
                 self.world.apply(change);
@@ -406,15 +409,24 @@ impl Controller {
             let Some(key) = self.queue.pop(now, is_ready) else { break };
             let (imported, steps) = plan::steps(&self.world, &key, &timestamp);
             self.note(&key, imported.refused, imported.problems);
+            let is_due = self.queue.is_due(&key, now);
+            let known = self.invalid.get(&key).filter(|_| !is_due).cloned().unwrap_or_default();
             if steps.is_empty() {
                 self.queue.settled(&key);
+                self.invalid.remove(&key);
                 continue;
             }
-            let (writer, versions) = (self.writer.clone(), self.versions);
+            let steps: Vec<_> = steps.into_iter().map(|step| (plan::source(&self.world, &key, &step), step)).collect();
+            if writer::is_all_refused(&steps, &known) {
+                continue;
+            }
+            let (writer, versions) = (self.writer.clone(), self.mcs);
             self.queue.begin(key.clone());
+            let objects: BTreeSet<_> = steps.iter().map(|(_, step)| writer::object(step)).collect();
+            self.versions.begin(objects.iter().cloned());
             self.writes.spawn(async move {
-                let (done, failure) = writer.perform(steps, versions).await;
-                (key, done, failure)
+                let performed = writer.perform(steps, &known, versions).await;
+                Wrote { key, objects, performed }
             });
         }
     }
@@ -446,16 +458,23 @@ impl Controller {
         }
     }
 
-    fn written(&mut self, (key, done, failure): (ImportKey, Vec<Done>, Option<String>)) {
+    fn written(&mut self, Wrote { key, objects, performed }: Wrote) {
+        let Performed { done, failure, refused } = performed;
         for Done { watched, name, version, change } in done {
-            match version {
-                Some(version) => drop(self.written.insert((watched, name), version)),
-                None => drop(self.written.remove(&(watched, name))),
+            if self.versions.is_newest(watched, name, version) {
+                self.world.apply(change);
             }
-            self.world.apply(change);
         }
+        self.versions.end(&objects);
         match failure {
-            None => self.queue.done(key),
+            None if refused.is_empty() => {
+                self.invalid.remove(&key);
+                self.queue.done(key);
+            }
+            None => {
+                self.invalid.insert(key.clone(), refused);
+                self.queue.partial(key, Instant::now());
+            }
             Some(reason) => {
                 let object = key.object.clone();
                 let tries = self.queue.failed(key, Instant::now());

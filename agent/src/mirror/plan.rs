@@ -11,7 +11,7 @@ use super::{
     source::{Import, Service},
     world::{ImportKey, ImportKind, World},
 };
-use crate::model::ObjectName;
+use crate::model::{ClusterName, ObjectName};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -51,6 +51,19 @@ impl Step {
             | Self::Delete(_, name, _) => name,
         }
     }
+}
+
+/// The one cluster that a step is about; none where it is about what all members have a part in.
+pub fn source(world: &World, key: &ImportKey, step: &Step) -> Option<ClusterName> {
+    if key.kind == ImportKind::Gateway {
+        return None;
+    }
+    let cluster = match step {
+        Step::Put(Kind::Slice, _, body) => body["metadata"]["labels"][names::SOURCE_CLUSTER].as_str()?,
+        Step::Delete(Kind::Slice, name, _) => &world.own.placed.get(key)?.get(&name.name)?.content.cluster.0,
+        _ => return None,
+    };
+    Some(ClusterName(cluster.to_owned()))
 }
 
 /// What `key` should be, and the writes that bring it there; none if it is so already. `now` as RFC 3339.

@@ -18,24 +18,32 @@ pub(super) struct Queue {
     waiting: BTreeSet<ImportKey>,
     /// Being written, and whether to look again afterwards.
     in_flight: BTreeMap<ImportKey, bool>,
-    /// When what could not be written is tried again, and how often it was.
-    retries: BTreeMap<ImportKey, (Instant, u32)>,
+    retries: BTreeMap<ImportKey, Retry>,
+}
+
+/// When what could not be written is tried again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    /// How often it was tried.
+    tries: u32,
+    /// Whether only a part could not be written: the rest doesn't wait for it.
+    is_partial: bool,
 }
 
 impl Queue {
-    /// Has an import looked at; one that failed not before its time.
+    /// Has an import looked at; one that failed as a whole not before its time.
     pub(super) fn push(&mut self, key: ImportKey) {
         if let Some(again) = self.in_flight.get_mut(&key) {
             *again = true;
-        } else if !self.retries.contains_key(&key) && self.waiting.insert(key.clone()) {
+        } else if self.retries.get(&key).is_none_or(|retry| retry.is_partial) && self.waiting.insert(key.clone()) {
             self.order.push_back(key);
         }
     }
 
     /// The next one that isn't being written, and is `ready`; the others stay where they are.
     pub(super) fn pop(&mut self, now: Instant, ready: impl Fn(&ImportKey) -> bool) -> Option<ImportKey> {
-        let is_due = |(_, (at, _)): &(&ImportKey, &(Instant, u32))| *at <= now;
-        let due = self.retries.iter().filter(is_due).map(|(key, _)| key);
+        let due = self.retries.keys().filter(|key| self.is_due(key, now));
         if let Some(key) = due.filter(|key| !self.in_flight.contains_key(*key)).find(|key| ready(key)).cloned() {
             return Some(key);
         }
@@ -43,6 +51,11 @@ impl Queue {
         let key = self.order.remove(place)?;
         self.waiting.remove(&key);
         Some(key)
+    }
+
+    /// Whether all that could not be written of it is to be tried again.
+    pub(super) fn is_due(&self, key: &ImportKey, now: Instant) -> bool {
+        self.retries.get(key).is_some_and(|retry| retry.at <= now)
     }
 
     /// It is being written.
@@ -66,16 +79,31 @@ impl Queue {
     /// It could not be written; how often that was so before.
     pub(super) fn failed(&mut self, key: ImportKey, now: Instant) -> u32 {
         self.in_flight.remove(&key);
-        let tries = self.retries.get(&key).map_or(0, |(_, tries)| *tries);
+        self.retry(key, now, false)
+    }
+
+    /// Parts of it could not be written, and the others were; how often that was so before. Those parts wait for their time.
+    pub(super) fn partial(&mut self, key: ImportKey, now: Instant) -> u32 {
+        let waits = self.retries.get(&key).filter(|retry| retry.is_partial && retry.at > now).map(|retry| retry.tries);
+        let again = self.in_flight.remove(&key) == Some(true);
+        let tries = waits.unwrap_or_else(|| self.retry(key.clone(), now, true));
+        if again {
+            self.push(key);
+        }
+        tries
+    }
+
+    fn retry(&mut self, key: ImportKey, now: Instant, is_partial: bool) -> u32 {
+        let tries = self.retries.get(&key).map_or(0, |retry| retry.tries);
         let wait = (FIRST * 2_u32.pow(tries.min(10))).min(LAST);
-        self.retries.insert(key, (now + wait, tries + 1));
+        self.retries.insert(key, Retry { at: now + wait, tries: tries + 1, is_partial });
         tries
     }
 
     /// When something is due to be tried again.
     pub(super) fn due(&self) -> Option<Instant> {
         let retries = self.retries.iter().filter(|(key, _)| !self.in_flight.contains_key(*key));
-        retries.map(|(_, (at, _))| *at).min()
+        retries.map(|(_, retry)| retry.at).min()
     }
 }
 
@@ -136,6 +164,31 @@ mod tests {
         }
         queue.settled(&key("a"));
         assert_eq!((queue.due(), queue.pop(now, |_| true)), (None, None));
+    }
+
+    #[test]
+    fn what_failed_in_part_waits_and_news_of_the_rest_don_t() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        let any = |_: &ImportKey| true;
+        queue.begin(key("a"));
+        queue.push(key("a"));
+        queue.partial(key("a"), start);
+        assert_eq!(queue.pop(start, any), Some(key("a")), "news that came meanwhile");
+        for turn in 1..100 {
+            let now = start + Duration::from_millis(turn);
+            assert!(!queue.is_due(&key("a"), now));
+            queue.begin(key("a"));
+            queue.partial(key("a"), now);
+            queue.push(key("a"));
+            assert_eq!(queue.pop(now, any), Some(key("a")));
+        }
+        // What is refused again and again waits as long as ever.
+        assert_eq!(queue.due(), Some(start + FIRST));
+        assert!(queue.is_due(&key("a"), start + FIRST));
+        assert_eq!(queue.pop(start + FIRST, any), Some(key("a")));
+        queue.begin(key("a"));
+        queue.partial(key("a"), start + FIRST);
+        assert_eq!(queue.due(), Some(start + FIRST + 2 * FIRST));
     }
 
     fn key(name: &str) -> ImportKey {

@@ -148,6 +148,21 @@ pub enum Change {
     Host(String, BTreeSet<IpAddr>),
 }
 
+impl Change {
+    /// Whether it says that an object is gone.
+    pub fn is_removal(&self) -> bool {
+        match self {
+            Self::Link(_, it) => it.is_none(),
+            Self::Service(.., it) => it.is_none(),
+            Self::Slice(.., it) => it.is_none(),
+            Self::Export(.., it) => it.is_none(),
+            Self::Import(_, it) => it.is_none(),
+            Self::Namespace(_, is_there) => !is_there,
+            _ => false,
+        }
+    }
+}
+
 impl World {
     /// Nothing but the own cluster's id.
     pub fn new(name: ClusterName) -> Self {

@@ -1,5 +1,7 @@
 //! Writes what was planned into the own cluster: server-side apply, at a limited rate, and tells what came of it.
 
+pub(super) mod refused;
+
 use super::{
     names,
     plan::{Kind, Step},
@@ -14,12 +16,14 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
     core::Status,
 };
+use refused::{Refused, Sourced};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep_until, timeout},
 };
+use tracing::warn;
 
 /// Writes a second in the long run, and at once after a pause.
 const RATE: u32 = 400;
@@ -57,39 +61,52 @@ impl Writer {
 
     /// Does `steps` in order and stops at the first failure. What the API server made of each is told, as far as it got.
     ///
-    /// An object that it finds invalid doesn't keep the others from being written, but nothing is deleted after it: what was
-    /// to come in its place isn't there.
-    pub(super) async fn perform(&self, steps: Vec<Step>, versions: McsVersions) -> (Vec<Done>, Option<String>) {
-        let mut done = Vec::new();
-        let mut invalid = None;
-        for step in steps {
-            if invalid.is_some() && matches!(step, Step::Delete(..)) {
+    /// An object that it finds invalid keeps nothing else from being written, and from being deleted only what it was to
+    /// come in the place of. What was found invalid just before (`known`) isn't sent again.
+    pub(super) async fn perform(&self, steps: Vec<Sourced>, known: &[Step], versions: McsVersions) -> Performed {
+        let mut performed = Performed::default();
+        let mut refused = Refused::none_of(&steps);
+        for (source, step) in steps {
+            let sourced = (source, step);
+            if refused.has_wait(&sourced) {
                 continue;
             }
+            let (source, step) = sourced;
+            if known.contains(&step) {
+                refused.add(source);
+                performed.refused.push(step);
+                continue;
+            }
+            let done = &mut performed.done;
             let at = self.pace.lock().await.take(Instant::now());
             sleep_until(at).await;
             let (said, namespace) = (describe(&step), step.name().namespace.clone());
-            match timeout(PATIENCE, self.one(step, versions)).await {
+            match timeout(PATIENCE, self.one(step.clone(), versions)).await {
                 Ok(Ok(one)) => done.extend(one),
                 Ok(Err(kube::Error::Api(status))) if is_going(&status) => {
                     // The watch will say so; what is still to be written would be refused as well.
                     let change = Change::Namespace(namespace.clone(), false);
                     let name = ObjectName { namespace: String::new(), name: namespace };
                     done.push(Done { watched: Watched::Namespaces, name, version: None, change });
-                    return (done, None);
+                    return performed;
                 }
                 Ok(Err(kube::Error::Api(status))) => {
                     let failure = format!("{said}: {} ({})", status.message, status.code);
                     if status.code != INVALID {
-                        return (done, Some(failure));
+                        return Performed { failure: Some(failure), ..performed };
                     }
-                    invalid.get_or_insert(failure);
+                    warn!(reason = failure, "write refused; the rest goes on");
+                    refused.add(source);
+                    performed.refused.push(step);
                 }
-                Ok(Err(error)) => return (done, Some(format!("{said}: {error}"))),
-                Err(_) => return (done, Some(format!("{said}: no answer within {PATIENCE:?}"))),
+                Ok(Err(error)) => return Performed { failure: Some(format!("{said}: {error}")), ..performed },
+                Err(_) => {
+                    let failure = Some(format!("{said}: no answer within {PATIENCE:?}"));
+                    return Performed { failure, ..performed };
+                }
             }
         }
-        (done, invalid)
+        performed
     }
 
     async fn one(&self, step: Step, versions: McsVersions) -> Result<Option<Done>, kube::Error> {
@@ -134,6 +151,17 @@ impl Writer {
     }
 }
 
+/// What came of steps.
+#[derive(Default)]
+pub(super) struct Performed {
+    /// What was written, in order.
+    pub(super) done: Vec<Done>,
+    /// What kept the rest from being tried.
+    pub(super) failure: Option<String>,
+    /// Steps that the API server found invalid.
+    pub(super) refused: Vec<Step>,
+}
+
 /// What the API server holds after a write; the watch will say so too, later.
 pub(super) struct Done {
     pub(super) watched: Watched,
@@ -156,6 +184,27 @@ fn describe(step: &Step) -> String {
         Step::PutStatus(kind, name, _) => format!("apply the status of {kind:?} {name}"),
         Step::Delete(kind, name, _) => format!("delete {kind:?} {name}"),
     }
+}
+
+/// Whether of these steps none is left but those that were refused (`known`), and those that wait for these.
+pub(super) fn is_all_refused(steps: &[Sourced], known: &[Step]) -> bool {
+    let mut refused = Refused::none_of(steps);
+    steps.iter().all(|sourced| {
+        let is_known = known.contains(&sourced.1);
+        if is_known {
+            refused.add(sourced.0.clone());
+        }
+        is_known || refused.has_wait(sourced)
+    })
+}
+
+/// The object that a step writes.
+pub(super) fn object(step: &Step) -> (Watched, ObjectName) {
+    let kind = match step {
+        Step::Put(kind, ..) | Step::PutStatus(kind, ..) | Step::Delete(kind, ..) => *kind,
+        Step::SetPorts(..) => Kind::Service,
+    };
+    (watched(kind), step.name().clone())
 }
 
 fn watched(kind: Kind) -> Watched {

@@ -1,0 +1,78 @@
+//! What must not be deleted while something else is refused: what was to come in its place isn't there.
+
+use crate::{
+    mirror::plan::{Kind, Step},
+    model::ClusterName,
+};
+use std::collections::BTreeSet;
+
+/// A step, and the one cluster that it is about; none where it is about what all members have a part in.
+pub(crate) type Sourced = (Option<ClusterName>, Step);
+
+/// What was refused of one import's steps.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Clusters for which slices are put in these steps.
+    put: BTreeSet<ClusterName>,
+    /// Whose steps were refused.
+    sources: BTreeSet<Option<ClusterName>>,
+}
+
+impl Refused {
+    /// Nothing of these steps, so far.
+    pub(crate) fn none_of(steps: &[Sourced]) -> Self {
+        let put = steps.iter().filter(|(_, step)| matches!(step, Step::Put(Kind::Slice, ..)));
+        Self { put: put.filter_map(|(source, _)| source.clone()).collect(), sources: BTreeSet::new() }
+    }
+
+    /// A step of this source is.
+    pub(crate) fn add(&mut self, source: Option<ClusterName>) {
+        self.sources.insert(source);
+    }
+
+    /// Whether a step has to wait: a deletion of the same source, and, while what all have a part in is not as it should be, that
+    /// of a slice which others come in place of.
+    pub(crate) fn has_wait(&self, (source, step): &Sourced) -> bool {
+        let is_replaced = || source.as_ref().is_some_and(|source| self.put.contains(source));
+        matches!(step, Step::Delete(..))
+            && (self.sources.contains(source) || self.sources.contains(&None) && is_replaced())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_refused_of_one_cluster_holds_back_nothing_of_others() {
+        let put = |cluster: &str| sourced(cluster, Step::Put(Kind::Slice, name(cluster), json!({})));
+        let delete = |cluster: &str| sourced(cluster, Step::Delete(Kind::Slice, name(cluster), None));
+        let service = (None, Step::Put(Kind::Service, name("service"), json!({})));
+        let no_import = (None, Step::Delete(Kind::Import, name("import"), None));
+        let steps = [service, put("east"), put("north"), delete("east"), delete("north"), delete("south"), no_import];
+        for (refused, waiting) in [
+            (vec![], vec![]),
+            (vec![Some("east")], vec![3]),
+            (vec![Some("east"), Some("south")], vec![3, 5]),
+            // South's goes, since nothing comes in its place.
+            (vec![None], vec![3, 4, 6]),
+        ] {
+            let mut all = Refused::none_of(&steps);
+            for source in &refused {
+                all.add(source.map(|source| ClusterName(source.to_owned())));
+            }
+            let held: Vec<usize> = (0..steps.len()).filter(|place| all.has_wait(&steps[*place])).collect();
+            assert_eq!(held, waiting, "{refused:?}");
+        }
+    }
+
+    fn sourced(cluster: &str, step: Step) -> Sourced {
+        (Some(ClusterName(cluster.to_owned())), step)
+    }
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+}
