@@ -311,7 +311,7 @@ impl Controller {
         let Origin::Link(link) = origin else { return false };
         let is_there =
             matches!(change, Change::Service(.., Some(_)) | Change::Slice(.., Some(_)) | Change::Export(.., Some(_)));
-        if !is_there || self.world.object_count(origin) < OBJECTS {
+        if !is_there || self.world.object_count(origin) < OBJECTS || self.world.knows(change) {
             return false;
         }
         if let Some(task) = self.peers.get_mut(link) {

@@ -11,8 +11,6 @@ use tracing::warn;
 /// How often a name is looked up, and how long that may take.
 const EVERY: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most names that are looked up: those of more are rather an attack than load balancers.
-const MAX_HOSTS: usize = 256;
 
 /// Host names, and when they are looked up next.
 #[derive(Default)]
@@ -30,7 +28,7 @@ impl Lookups {
             self.due.remove(host);
             self.failed.remove(host);
         }
-        for host in hosts.iter().take(MAX_HOSTS) {
+        for host in hosts {
             if self.due.get(*host).is_some_and(|at| *at > now) {
                 continue;
             }

@@ -253,6 +253,17 @@ impl World {
             .map_or(0, |cluster| cluster.services.len() + cluster.exports.len() + cluster.service_by_slice.len())
     }
 
+    /// Whether the object that a change is about is known already.
+    pub fn knows(&self, change: &Change) -> bool {
+        let is_there = |origin, has: &dyn Fn(&Cluster) -> bool| self.cluster(origin).is_some_and(has);
+        match change {
+            Change::Service(origin, name, _) => is_there(origin, &|it| it.services.contains_key(name)),
+            Change::Slice(origin, name, _) => is_there(origin, &|it| it.service_by_slice.contains_key(name)),
+            Change::Export(origin, name, _) => is_there(origin, &|it| it.exports.contains_key(name)),
+            _ => true,
+        }
+    }
+
     /// The names of all slices that are known of a cluster.
     pub fn slice_names(&self, origin: &Origin) -> BTreeSet<ObjectName> {
         let first_hand = self.cluster(origin).into_iter().flat_map(|cluster| cluster.service_by_slice.keys());

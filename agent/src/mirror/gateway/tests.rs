@@ -456,3 +456,24 @@ fn slices_of<'a>(scene: &'a Scene, gateway: &str) -> Vec<&'a Value> {
     });
     slices.map(|(_, object)| object).collect()
 }
+
+#[test]
+fn host_names_are_bounded_for_each_peer_by_itself() {
+    let mut scene = Scene::linked(&["east", "north"]);
+    for (link, number) in (0..5).map(|number| ("east", number)).chain([("north", 9)]) {
+        let host = |host| json!({"hostname": format!("{link}-{number}-{host}.example.com")});
+        let ingress: Vec<Value> = (0..if link == "east" { 64 } else { 1 }).map(host).collect();
+        let mut object = super::super::scene::service(
+            &format!("gw/tcp-{number}"),
+            json!({
+                "labels": {"tombolo.io/managed-by": "mirror.tombolo.io", "tombolo.io/import": "gateway"},
+                "annotations": {"tombolo.io/gateway-ports": "{}"},
+            }),
+            json!({"type": "LoadBalancer", "ports": [{"name": "tcp-1", "port": 1}]}),
+        );
+        object["status"] = json!({"loadBalancer": {"ingress": ingress}});
+        scene.object(link, &object);
+    }
+    let hosts = scene.world.gateway_hosts();
+    assert!(hosts.len() == 257 && hosts.contains("north-9-0.example.com"), "{}", hosts.len());
+}

@@ -6,7 +6,7 @@ use crate::{
         conventions,
         source::{Gateway, LinkName, Origin, Transport},
         validate::check,
-        world::{Cluster, ImportKey, ImportKind, World},
+        world::{Cluster, ImportKey, ImportKind, Peer, World},
     },
     model::{ObjectName, Path},
 };
@@ -14,6 +14,9 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
 };
+
+/// Most host names of one peer that are looked up: those of more are rather an attack than load balancers.
+const MAX_HOSTS: usize = 256;
 
 impl Cluster {
     /// The Services of its gateway that have a port for `service`.
@@ -60,13 +63,14 @@ impl World {
         })
     }
 
-    /// The host names of all peers' gateways.
+    /// The host names of all peers' gateways, of no peer more than [`MAX_HOSTS`].
     pub fn gateway_hosts(&self) -> BTreeSet<&str> {
-        let gateways = self.peers.values().flat_map(|peer| {
+        fn of_peer(peer: &Peer) -> BTreeSet<&str> {
             let names = peer.cluster.gateways.all();
-            names.iter().filter_map(|name| peer.cluster.services.get(name)?.gateway.as_deref())
-        });
-        gateways.flat_map(|gateway| &gateway.hosts).map(String::as_str).collect()
+            let gateways = names.iter().filter_map(|name| peer.cluster.services.get(name)?.gateway.as_deref());
+            gateways.flat_map(|gateway| &gateway.hosts).map(String::as_str).collect()
+        }
+        self.peers.values().flat_map(|peer| of_peer(peer).into_iter().take(MAX_HOSTS)).collect()
     }
 
     /// A host name stands for other addresses now.
