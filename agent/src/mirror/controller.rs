@@ -492,6 +492,11 @@ impl Controller {
                 task.shown = standing;
                 self.world.apply(Change::Standing(link.clone(), standing));
             }
+            let is_listed = self.world.peers.get(link).is_none_or(|peer| peer.is_listed || peer.is_given_up);
+            if !is_listed && task.lease.is_overdue(now) {
+                warn!(%link, "peer was never listed; what nobody else has goes");
+                self.world.apply(Change::GivenUp(link.clone()));
+            }
             if !matches!(standing, Standing::Lost { .. }) {
                 task.probe_at = None;
             } else if task.probe_at.is_none_or(|at| at <= now) {

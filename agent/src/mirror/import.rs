@@ -12,10 +12,10 @@ use super::{
     lease::Standing,
     names,
     slices::Wanted,
-    source::{Family, ImportSpec, Link, LinkName, McsVersion, Origin, Port, Reach, Service, ServiceExport},
+    source::{Family, Import, ImportSpec, Link, LinkName, McsVersion, Origin, Port, Reach, Service, ServiceExport},
     validate::Refused,
     values,
-    world::{Cluster, ImportKey, ImportKind, World, key_of},
+    world::{Cluster, ImportKey, ImportKind, Peer, World, key_of},
 };
 use crate::{
     model::{ClusterName, ObjectName, PeerState},
@@ -375,7 +375,7 @@ fn name(
         });
     }
     if members.is_empty() {
-        let may_be_unheard = there.is_some_and(|service| may_be_unheard(world, service));
+        let may_be_unheard = there.is_some_and(|service| may_be_unheard(world, key, service));
         if owner == Owner::Mirror && !may_be_unheard && is_for(key, there) {
             imported.service = Fate::Deleted;
         } else if owner == Owner::Mirror || owner == Owner::Linkerd {
@@ -428,9 +428,8 @@ fn import(
     imported: &mut Imported,
 ) {
     let import = world.own.imports.get(&key.object);
-    let is_unheard = world.unheard().next().is_some();
     if members.is_empty() {
-        if !is_unheard {
+        if !import_may_be_unheard(world, key, import) {
             if import.is_some_and(|import| import.is_ours) {
                 imported.import = Fate::Deleted;
             }
@@ -481,10 +480,28 @@ fn is_for(key: &ImportKey, service: Option<&Service>) -> bool {
     service.and_then(|service| key_of(&key.object, service)).is_none_or(|of| of == *key)
 }
 
-/// Whether a Service of ours may be exported by a peer that wasn't listed yet.
-fn may_be_unheard(world: &World, service: &Service) -> bool {
-    let suffix = service.labels.get(names::LINKERD_CLUSTER);
-    world.unheard().any(|peer| suffix.is_none_or(|suffix| *suffix == peer.link.suffix))
+/// Whether a Service of ours may be exported by a peer that wasn't listed yet: it says, as its slices do, whose it was.
+fn may_be_unheard(world: &World, key: &ImportKey, service: &Service) -> bool {
+    let annotation = |name: &str| service.annotations.get(name).map(String::as_str);
+    let remote = annotation(names::LINKERD_REMOTE_DISCOVERY);
+    let suffixes: Option<BTreeSet<&str>> = match service.labels.get(names::LINKERD_CLUSTER) {
+        Some(suffix) => Some(BTreeSet::from([suffix.as_str()])),
+        None if remote.is_some() || annotation(names::LINKERD_LOCAL_DISCOVERY).is_some() => {
+            let members = remote.into_iter().flat_map(|members| members.split(','));
+            Some(members.filter_map(|member| Some(member.rsplit_once('@')?.1)).collect())
+        }
+        None => None,
+    };
+    let is_named = |peer: &Peer| suffixes.as_ref().is_none_or(|all| all.contains(peer.link.suffix.as_str()));
+    world.unheard().any(is_named) || endpoints::has_unheard(world, key)
+}
+
+/// Whether a ServiceImport of ours may be exported by a peer that wasn't listed yet: its status says, as its slices do, whose
+/// it was.
+fn import_may_be_unheard(world: &World, key: &ImportKey, import: Option<&Import>) -> bool {
+    let Some(told) = import.and_then(|import| import.status.as_ref()) else { return world.unheard().next().is_some() };
+    let mut clusters = told.clusters.iter().map(|cluster| ClusterName(cluster.clone()));
+    clusters.any(|cluster| world.unheard_as(&cluster).next().is_some()) || endpoints::has_unheard(world, key)
 }
 
 fn export_status(world: &World, key: &ImportKey) -> Option<ExportStatus> {

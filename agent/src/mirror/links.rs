@@ -79,7 +79,14 @@ pub fn plain(cluster: ClusterName, created: i64) -> Link {
 
 /// A peer behind `link` of which nothing was heard yet.
 pub fn unheard(link: Link) -> Peer {
-    Peer { link, is_listed: false, standing: Standing::Fresh, cluster: Cluster::default() }
+    Peer {
+        link,
+        is_listed: false,
+        standing: Standing::Fresh,
+        is_given_up: false,
+        before: Default::default(),
+        cluster: Cluster::default(),
+    }
 }
 
 /// A link as Linkerd's Link says it; none for the own cluster's.

@@ -10,14 +10,16 @@ const PROBES: usize = 5;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Where ready endpoints of a peer are dialled by TCP, a few of different services.
+/// Where ready endpoints of a peer are dialled by TCP, a few of different services: of one that wasn't heard yet those that
+/// are written.
 pub(super) fn targets(world: &World, link: &LinkName) -> Vec<SocketAddr> {
     let exports = world.imports().flat_map(|key| world.exporters(key));
     let exported: BTreeSet<(&ObjectName, Path)> = exports
         .filter(|(exporter, _)| watch::link(&exporter.0) == Some(link))
         .map(|(exporter, export)| (&exporter.1, export.path))
         .collect();
-    exported.into_iter().filter_map(|(service, path)| world.target(link, service, path)).take(PROBES).collect()
+    let heard = exported.into_iter().filter_map(|(service, path)| world.target(link, service, path));
+    heard.chain(world.written_targets(link)).take(PROBES).collect()
 }
 
 /// Whether any of them answers, were it by a refusal; none if there is nothing to ask.

@@ -4,6 +4,7 @@
 //! whatever the way there was. The order in which changes come, and whether they come twice, makes no difference.
 
 mod own;
+mod peer;
 
 use super::{
     conventions::{self, Export},
@@ -12,10 +13,11 @@ use super::{
     names,
     read::Written,
     slices::Placed,
-    source::{Import, Link, LinkName, McsVersions, Origin, Service, ServiceExport, Slice, Understood},
+    source::{Import, Link, LinkName, McsVersions, Origin, Service, ServiceExport, Slice},
 };
 use crate::model::{ClusterName, ObjectName};
 pub use own::{Own, OwnAddresses};
+pub use peer::{Before, Kept, Peer};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -82,26 +84,6 @@ pub struct Cluster {
     service_by_slice: BTreeMap<ObjectName, ObjectName>,
 }
 
-/// A peer, as far as it was heard.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The link to it.
-    pub link: Link,
-    /// Whether everything it has was listed once: until then, what is missing is not gone.
-    pub is_listed: bool,
-    /// How it stands.
-    pub standing: Standing,
-    /// Its objects.
-    pub cluster: Cluster,
-}
-
-impl Peer {
-    /// Whether what it exports is what was heard of it.
-    fn is_heard(&self) -> bool {
-        self.is_listed && self.link.understood == Understood::Whole
-    }
-}
-
 /// Everything known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
@@ -126,6 +108,8 @@ pub enum Change {
     Link(LinkName, Option<Box<Link>>),
     /// All that a peer has was listed.
     Listed(LinkName),
+    /// A peer was never listed, for so long that nobody waits for it any more.
+    GivenUp(LinkName),
     /// How a peer stands.
     Standing(LinkName, Standing),
     /// A Service.
@@ -209,19 +193,6 @@ impl World {
         }
     }
 
-    /// Peers that may still have what wasn't heard of: not listed yet, or by a link that isn't understood, and not given up.
-    pub fn unheard(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().filter(|peer| !peer.is_heard() && peer.standing != Standing::Removed)
-    }
-
-    /// Those of them that may be the cluster of this name.
-    pub fn unheard_as<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Peer> {
-        let is_claimed = || self.peers.values().any(|peer| peer.link.cluster == *cluster);
-        self.unheard().filter(move |peer| {
-            peer.link.cluster == *cluster || peer.link.understood == Understood::Nothing && !is_claimed()
-        })
-    }
-
     /// How many exports a link has.
     pub fn export_count(&self, link: &LinkName) -> usize {
         self.export_counts.get(link).copied().unwrap_or(0)
@@ -279,11 +250,22 @@ impl World {
                 if let Some(peer) = self.peers.get_mut(&name)
                     && !std::mem::replace(&mut peer.is_listed, true)
                 {
+                    if peer.is_heard() {
+                        peer.before.clear();
+                    }
                     // What was kept because it might still have been there may be gone.
                     self.touch_all();
                 }
             }
+            Change::GivenUp(name) => {
+                if let Some(peer) = self.peers.get_mut(&name)
+                    && !std::mem::replace(&mut peer.is_given_up, true)
+                {
+                    self.touch_all();
+                }
+            }
             Change::Standing(name, standing) => {
+                self.remember(&name, standing);
                 if let Some(peer) = self.peers.get_mut(&name)
                     && std::mem::replace(&mut peer.standing, standing) != standing
                 {
@@ -357,9 +339,14 @@ impl World {
                     link: link.clone(),
                     is_listed: false,
                     standing: Standing::Fresh,
+                    is_given_up: false,
+                    before: BTreeMap::new(),
                     cluster: Cluster::default(),
                 });
                 peer.link = link;
+                if peer.is_heard() {
+                    peer.before.clear();
+                }
                 let objects: BTreeSet<ObjectName> =
                     peer.cluster.services.keys().chain(peer.cluster.exports.keys()).cloned().collect();
                 for object in objects {

@@ -4,6 +4,7 @@ use super::{Config, root};
 use crate::{
     mirror::{
         conventions,
+        slices::Placed,
         source::{Gateway, LinkName, Origin, Transport},
         validate::check,
         world::{Cluster, ImportKey, ImportKind, Peer, World},
@@ -11,7 +12,7 @@ use crate::{
     model::{ObjectName, Path},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -61,6 +62,26 @@ impl World {
             let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.ready && may_be(endpoint.address))?;
             Some(SocketAddr::new(endpoint.address, port.port))
         })
+    }
+
+    /// Where endpoints are dialled by TCP that were written for a peer which isn't heard, one of each import. Those that are not
+    /// ready come last: they may be so because nothing answered.
+    pub(in crate::mirror) fn written_targets(&self, name: &LinkName) -> Vec<SocketAddr> {
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.is_unheard()) else { return Vec::new() };
+        let of_import = |slices: &BTreeMap<String, Placed>| {
+            let slices = slices.values().filter(|placed| placed.content.cluster == peer.link.cluster);
+            let endpoints = slices.flat_map(|placed| {
+                let port = placed.content.ports.iter().find(|port| port.protocol == Transport::Tcp);
+                let may_be = |address| check(self, name, &peer.link, placed.content.path, address).is_ok();
+                let endpoints = placed.endpoints.iter().filter(move |it| !it.terminating && may_be(it.address));
+                endpoints.filter_map(move |it| Some((!it.ready, SocketAddr::new(it.address, port?.port))))
+            });
+            endpoints.min()
+        };
+        let mut targets: Vec<(bool, SocketAddr)> = self.own.placed.values().filter_map(of_import).collect();
+        targets.sort();
+        targets.dedup();
+        targets.into_iter().map(|(_, target)| target).collect()
     }
 
     /// The host names of all peers' gateways, of no peer more than [`MAX_HOSTS`].

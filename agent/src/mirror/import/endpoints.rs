@@ -7,7 +7,7 @@ use crate::{
         slices::{Content, Marks, Wanted},
         source::{Endpoint, ExportedPort, Family, Link, LinkName, Port, SlicePort},
         validate::{Refusal, check},
-        world::{ImportKey, World},
+        world::{ImportKey, Peer, World},
     },
     model::{Path, PeerState},
 };
@@ -237,6 +237,12 @@ fn usefulness(endpoint: &Endpoint) -> (bool, bool, bool) {
     (endpoint.ready, endpoint.serving, !endpoint.terminating)
 }
 
+/// Whether slices of ours hold what may be a peer's that wasn't heard yet.
+pub(super) fn has_unheard(world: &World, key: &ImportKey) -> bool {
+    let mut slices = world.own.placed.get(key).into_iter().flat_map(BTreeMap::values);
+    slices.any(|placed| world.unheard_as(&placed.content.cluster).next().is_some())
+}
+
 /// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began, or whose links aren't
 /// understood.
 pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Imported) {
@@ -246,22 +252,26 @@ pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Import
         .flat_map(|(content, (_, endpoints))| endpoints.keys().map(|address| (*address, content.ports.clone())))
         .collect();
     for placed in world.own.placed.get(key).into_iter().flat_map(BTreeMap::values) {
+        let peers: Vec<&Peer> = world.unheard_as(&placed.content.cluster).collect();
         // How the worst link to that cluster stands.
-        let standings = world.unheard_as(&placed.content.cluster).map(|peer| peer.standing.peer_state());
-        let Some(state) = standings.max() else { continue };
-        let mut content = placed.content.clone();
-        content.is_fallback |= state == PeerState::Stale;
+        let Some(state) = peers.iter().map(|peer| peer.standing.peer_state()).max() else { continue };
+        let is_silent = peers.iter().all(|peer| peer.standing == Standing::Lost { silent: true });
         let marks = Marks { peer: state, ..placed.marks };
         for endpoint in &placed.endpoints {
-            if !known.contains(&(endpoint.address, content.ports.clone())) {
-                let (_, kept) = imported.endpoints.entry(content.clone()).or_insert_with(|| (marks, BTreeMap::new()));
-                let is_usable = !content.is_fallback;
-                kept.entry(endpoint.address).or_insert_with(|| Endpoint {
-                    ready: endpoint.ready && is_usable,
-                    serving: endpoint.serving && is_usable,
-                    ..endpoint.clone()
-                });
+            if known.contains(&(endpoint.address, placed.content.ports.clone())) {
+                continue;
             }
+            let kept = (key.clone(), endpoint.address, placed.content.ports.clone());
+            let before = peers.iter().find_map(|peer| peer.before.get(&kept));
+            let is_fallback = before.map_or(placed.content.is_fallback, |before| before.is_fallback);
+            let content = Content { is_fallback: is_fallback || state == PeerState::Stale, ..placed.content.clone() };
+            let is_usable = !content.is_fallback && !is_silent;
+            let (_, kept) = imported.endpoints.entry(content).or_insert_with(|| (marks, BTreeMap::new()));
+            kept.entry(endpoint.address).or_insert_with(|| Endpoint {
+                ready: is_usable && (endpoint.ready || before.is_some_and(|before| before.ready)),
+                serving: is_usable && (endpoint.serving || before.is_some_and(|before| before.serving)),
+                ..endpoint.clone()
+            });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the objects say that the mirror makes: the first member decides, and the ports are all members'.
 
-use super::{ImportRef, ImportWish, Imported, Member, NotReady, Problem, ServiceWish, ports};
+use super::{ImportRef, ImportWish, Imported, Member, NotReady, Problem, ServiceWish, may_be_unheard, ports};
 use crate::{
     mirror::{
         conventions::Convention,
@@ -77,7 +77,7 @@ pub(super) fn named(
         }
     }
     let mut ports = ports::union(members, &mut imported.problems);
-    keep_ports(world, there, &mut ports);
+    keep_ports(world, key, there, &mut ports);
     ServiceWish {
         name: key.object.clone(),
         labels,
@@ -253,8 +253,8 @@ fn wanted_families(members: &[Member<'_>]) -> BTreeSet<Family> {
 }
 
 /// A peer that wasn't heard yet may be the one that has these ports.
-fn keep_ports(world: &World, there: Option<&Service>, ports: &mut Vec<Port>) {
-    if let Some(there) = there.filter(|_| world.unheard().next().is_some()) {
+fn keep_ports(world: &World, key: &ImportKey, there: Option<&Service>, ports: &mut Vec<Port>) {
+    if let Some(there) = there.filter(|there| may_be_unheard(world, key, there)) {
         *ports = ports::added(ports, there.ports.clone());
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     mirror::{
         plan::{Kind, Step},
-        scene::{Scene, cluster, name},
+        scene::{Scene, cluster, name, origin},
         world::Change,
     },
     model::ServiceKind,

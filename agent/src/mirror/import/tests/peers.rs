@@ -3,6 +3,7 @@
 use super::*;
 use crate::mirror::{
     lease::Standing,
+    probe,
     source::{LinkName, Understood},
 };
 
@@ -169,6 +170,81 @@ fn a_peer_that_is_not_heard_for_very_long_is_given_up_even_if_it_was_never_liste
     assert!(restarted.endpoints("frontend-federated")[0].starts_with("!east "));
     stands(&mut restarted, "east", Standing::Removed);
     assert!(restarted.endpoints("frontend-federated").iter().all(|it| !it.contains("east")));
+}
+
+#[test]
+fn a_peer_that_is_never_listed_keeps_only_what_may_be_its() {
+    let mut scene = demo();
+    scene.link("hung", |_| {});
+    for link in ["east", "hung"] {
+        for service in ["api", "orders"] {
+            let service = format!("{service}-of-{link}");
+            scene.service(link, &service, flat(), http());
+            scene.slice(link, &service, &["10.108.0.20"], ("http", 8080));
+            scene.export(link, &service, 1, json!({}));
+        }
+    }
+    scene.service("east", "cart", member(), http());
+    scene.service("hung", "mail", member(), http());
+    scene.settle();
+    let mut restarted = scene.restarted(&["east", "north", "hung"]);
+    restarted.settle();
+    let kinds = |scene: &Scene, text: &str| scene.names().iter().filter(|name| name.contains(text)).count();
+    assert_eq!(kinds(&restarted, "-of-east"), kinds(&scene, "-of-east"));
+    // East and north have nothing any more; the other one is never listed.
+    for link in ["east", "north"] {
+        restarted.world.apply(Change::Listed(LinkName(link.to_owned())));
+    }
+    restarted.settle();
+    assert_eq!(kinds(&restarted, "-of-east"), 0, "{:?}", restarted.names());
+    assert!(!restarted.has(Kind::Service, "cart-federated"));
+    assert_eq!(kinds(&restarted, "-of-hung"), kinds(&scene, "-of-hung"));
+    assert!(restarted.has(Kind::Service, "mail-federated"));
+    restarted.world.apply(Change::GivenUp(LinkName("hung".to_owned())));
+    restarted.settle();
+    assert_eq!(restarted.names(), [""; 0]);
+}
+
+#[test]
+fn a_peer_that_was_never_heard_and_is_silent_is_unready_and_ready_again_when_its_pods_answer() {
+    let mut scene = demo();
+    let endpoints = json!([
+        {"addresses": ["10.108.0.10"]},
+        {"addresses": ["10.108.0.11"], "conditions": {"ready": false, "serving": false}},
+        {"addresses": ["10.108.0.12"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+    ]);
+    scene.slice_with("east", "frontend", endpoints, json!([{"name": "http", "port": 8080}]));
+    scene.settle();
+    let before = scene.endpoints("frontend-federated");
+    let mut restarted = restarted(&scene);
+    restarted.settle();
+    let east = LinkName("east".to_owned());
+    let targets = |scene: &Scene| probe::targets(&scene.world, &east);
+    assert_eq!(targets(&restarted), ["10.108.0.10:8080".parse().unwrap()]);
+    for gone in [Standing::Lost { silent: true }, Standing::Stale] {
+        stands(&mut restarted, "east", gone);
+        let east = restarted.endpoints("frontend-federated");
+        let east: Vec<_> = east.iter().filter(|it| it.contains("east")).collect();
+        assert!(east.len() == 3 && east.iter().all(|it| it.ends_with("unready")), "{east:?}");
+        assert_eq!(targets(&restarted), ["10.108.0.10:8080".parse().unwrap()], "{gone:?}");
+        stands(&mut restarted, "east", Standing::Lost { silent: false });
+        assert_eq!(restarted.endpoints("frontend-federated"), before, "{gone:?}");
+    }
+    assert_eq!(deletions(&restarted), 2, "slices that were for the agent only, and back");
+}
+
+#[test]
+fn what_is_known_of_a_peer_already_is_told_from_what_is_new() {
+    let mut scene = demo();
+    scene.export("east", "frontend", 1, json!({}));
+    let east = || origin("east");
+    let knows = |change: Change| scene.world.knows(&change);
+    for (known, service) in [(true, "frontend"), (false, "new")] {
+        assert_eq!(knows(Change::Service(east(), name(service), None)), known);
+        assert_eq!(knows(Change::Slice(east(), name(&format!("{service}-x7k2p")), None)), known);
+        assert_eq!(knows(Change::Export(east(), name(service), None)), known);
+    }
+    assert!(!knows(Change::Export(origin("north"), name("frontend"), None)));
 }
 
 #[test]
