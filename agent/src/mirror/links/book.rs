@@ -65,6 +65,8 @@ pub struct Book {
     secrets: BTreeMap<ObjectName, Result<Option<BTreeMap<String, Credentials>>, String>>,
     /// As each object was understood last.
     understood: BTreeMap<Definer, (Link, Terms)>,
+    /// The server of each link, as its Secret said it last.
+    servers: BTreeMap<Definer, String>,
 }
 
 impl Book {
@@ -78,6 +80,7 @@ impl Book {
             linkerd: BTreeMap::new(),
             secrets: BTreeMap::new(),
             understood: BTreeMap::new(),
+            servers: BTreeMap::new(),
         }
     }
 
@@ -155,6 +158,9 @@ impl Book {
                 left.insert(wanted.definer, format!("another link is called {name}, and holds"));
                 continue;
             }
+            if let Some(server) = wanted.credentials.as_ref().ok().and_then(Credentials::server) {
+                self.servers.insert(wanted.definer.clone(), server);
+            }
             if let Ok(credentials) = &wanted.credentials
                 && let Err(reason) = credentials.read()
             {
@@ -162,12 +168,13 @@ impl Book {
             }
             links.insert(name, wanted);
         }
-        unite(&mut links);
+        unite(&mut links, &self.servers);
         let is_there = |definer: &Definer| match definer {
             Definer::Tombolo(name) => self.tombolo.contains_key(name),
             Definer::Linkerd(name) => self.linkerd.contains_key(name),
         };
         self.understood.retain(|definer, _| is_there(definer));
+        self.servers.retain(|definer, _| is_there(definer));
         (links, left)
     }
 
@@ -255,10 +262,10 @@ fn part<T>(object: &Read<T>) -> &T {
 }
 
 /// Linkerd calls a cluster after its link, so one that is linked twice has two names. Links to one server lead to one cluster,
-/// called after the oldest link.
-fn unite(links: &mut BTreeMap<LinkName, Wanted>) {
-    let mut oldest: BTreeMap<String, (i64, ClusterName)> = BTreeMap::new();
-    let server = |wanted: &Wanted| wanted.credentials.as_ref().ok().and_then(Credentials::server);
+/// called after the oldest link; while a Secret is missing, `servers` has where it led to.
+fn unite(links: &mut BTreeMap<LinkName, Wanted>, servers: &BTreeMap<Definer, String>) {
+    let mut oldest: BTreeMap<&String, (i64, ClusterName)> = BTreeMap::new();
+    let server = |wanted: &Wanted| servers.get(&wanted.definer);
     for wanted in links.values() {
         let Some(server) = server(wanted) else { continue };
         // A name that somebody gave comes before one that was taken from a link.
@@ -270,7 +277,7 @@ fn unite(links: &mut BTreeMap<LinkName, Wanted>) {
         }
     }
     for wanted in links.values_mut().filter(|wanted| wanted.link.is_linkerds) {
-        if let Some((_, cluster)) = server(wanted).and_then(|server| oldest.get(&server))
+        if let Some((_, cluster)) = server(wanted).and_then(|server| oldest.get(server))
             && wanted.link.cluster.0 == wanted.link.suffix
         {
             wanted.link.cluster = cluster.clone();
@@ -416,6 +423,18 @@ mod tests {
         };
         let pair = |one: &str, other: &str| (one.to_owned(), other.to_owned());
         assert_eq!(clusters(&mut book), [pair("east", "east"), pair("east-gw", "east"), pair("north", "north")]);
+        // While one's Secret is missing, or can't be used, it leads where it led.
+        for held in [
+            None,
+            Some(BTreeMap::new()),
+            Some(BTreeMap::from([("kubeconfig".to_owned(), Credentials::new(vec![0xff]))])),
+        ] {
+            book.put_secret(name("cluster-credentials-east"), held);
+            assert_eq!(clusters(&mut book), [pair("east", "east"), pair("east-gw", "east"), pair("north", "north")]);
+        }
+        book.put_secret(name("cluster-credentials-east"), Some(secret_of("https://other:6443", "t")));
+        assert_eq!(clusters(&mut book), [pair("east", "east"), pair("east-gw", "east-gw"), pair("north", "north")]);
+        book.put_secret(name("cluster-credentials-east"), Some(secret_of("https://east:6443", "t")));
         // A name that was given holds for all of them.
         let mut given = linkerds("east-gw");
         given.metadata.annotations = Some([("tombolo.io/cluster".to_owned(), "e1".to_owned())].into());
