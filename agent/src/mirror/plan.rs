@@ -8,7 +8,7 @@ use super::{
     import::{Fate, ImportWish, Imported, ServiceWish, desired},
     names, read, render,
     slices::pack,
-    source::{Import, Service},
+    source::{Import, Reach, Service},
     world::{ImportKey, ImportKind, World},
 };
 use crate::model::{ClusterName, ObjectName};
@@ -93,7 +93,10 @@ pub fn steps(world: &World, key: &ImportKey, now: &str) -> (Imported, Vec<Step>)
         let body = render::service(wish);
         let there = world.own.cluster.services.get(&wish.name);
         if !there.is_some_and(|there| is_applied(there, wish, &body)) {
-            if there.is_some_and(|there| is_signed(there, &body) && !has_ports(there, wish)) {
+            // Whether it has an address can't be changed: it has to be made anew. Its slices stay meanwhile.
+            if let Some(there) = there.filter(|there| (there.reach == Reach::Headless) != wish.is_headless) {
+                steps.push(Step::Delete(Kind::Service, wish.name.clone(), Some(there.uid.clone())));
+            } else if there.is_some_and(|there| is_signed(there, &body) && !has_ports(there, wish)) {
                 steps.push(Step::SetPorts(wish.name.clone(), body["spec"]["ports"].clone()));
             }
             steps.push(Step::Put(Kind::Service, wish.name.clone(), body));

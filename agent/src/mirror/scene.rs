@@ -181,7 +181,10 @@ impl Scene {
                 if let Some(old) = old {
                     body["status"] = old["status"].clone();
                 }
-                if kind == Kind::Service && body["spec"]["clusterIP"] != json!("None") {
+                let is_headless = |object: &Value| object["spec"]["clusterIP"] == json!("None");
+                let is_same = old.is_none_or(|old| is_headless(old) == is_headless(&body));
+                assert!(kind != Kind::Service || is_same, "{name}: clusterIP is immutable");
+                if kind == Kind::Service && !is_headless(&body) {
                     let ip =
                         old.map_or(json!(format!("10.96.1.{}", self.made)), |old| old["spec"]["clusterIP"].clone());
                     body["spec"]["clusterIPs"] = json!([ip]);

@@ -355,3 +355,24 @@ fn objects(file: &str, kind: &str) -> Vec<Value> {
     let found = documents(&text).into_iter().map(|document| document.unwrap().value);
     found.filter(|value| value["kind"] == json!(kind)).collect()
 }
+
+#[test]
+fn a_mirror_that_gets_or_loses_its_address_is_made_anew_and_its_slices_stay() {
+    let mut scene = Scene::linked(&["east"]);
+    let spec = |headless: bool| {
+        if headless { json!({"ports": http(), "clusterIP": "None"}) } else { json!({"ports": http()}) }
+    };
+    scene.service_with("east", "api", flat(), spec(false));
+    scene.slice("east", "api", &["10.108.0.1"], ("http", 8080));
+    scene.settle();
+    for is_headless in [true, false] {
+        scene.written.clear();
+        scene.service_with("east", "api", flat(), spec(is_headless));
+        scene.settle();
+        let is_slice = |step: &Step| matches!(step, Step::Put(Kind::Slice, ..) | Step::Delete(Kind::Slice, ..));
+        assert!(!scene.written.iter().any(is_slice), "{:?}", scene.written);
+        let has_none = scene.get(Kind::Service, "api-east")["spec"]["clusterIP"] == json!("None");
+        assert_eq!((has_none, scene.written.len()), (is_headless, 2));
+        assert_eq!(scene.endpoints("api-east"), ["east 10.108.0.1 http=8080"]);
+    }
+}
