@@ -21,6 +21,7 @@ mod peer;
 pub mod plan;
 mod probe;
 mod queue;
+mod raw;
 pub mod read;
 pub mod render;
 #[cfg(test)]

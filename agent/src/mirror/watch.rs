@@ -3,7 +3,9 @@
 //! An object that can't be read is logged and left out: one of a peer's can't keep the others from being heard.
 
 use super::{
-    names, read,
+    names,
+    raw::RawObject,
+    read::{self, Written},
     source::{LinkName, McsVersion, McsVersions, Origin},
     world::Change,
 };
@@ -12,11 +14,10 @@ use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject},
+    api::ApiResource,
     core::GroupVersionKind,
     runtime::watcher::{self, Event, watcher},
 };
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -169,7 +170,7 @@ impl Follower {
         let versions = McsVersions { imports: version, exports: version };
         let opened = Arc::new(Notify::new());
         let client = telling(client.clone(), Arc::clone(&opened));
-        let api: Api<DynamicObject> = Api::all_with(client, &watched.resource(versions));
+        let api: Api<RawObject> = Api::all_with(client, &watched.resource(versions));
         let mut has_failed = false;
         let mut names = BTreeSet::new();
         let mut config = watcher::Config::default().page_size(PAGE);
@@ -197,11 +198,11 @@ impl Follower {
                 }
                 Ok(Event::InitApply(object)) => {
                     names.extend(name(&object.metadata));
-                    there(watched, &self.teller.origin, object)
+                    there(watched, &self.teller.origin, &object)
                 }
                 Ok(Event::Apply(object)) => {
                     self.wait = FIRST;
-                    there(watched, &self.teller.origin, object)
+                    there(watched, &self.teller.origin, &object)
                 }
                 Ok(Event::Delete(object)) => gone(watched, &self.teller.origin, &object.metadata),
                 Ok(Event::InitDone) => {
@@ -326,7 +327,7 @@ fn name(meta: &ObjectMeta) -> Option<ObjectName> {
     Some(ObjectName { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone()? })
 }
 
-fn there(watched: Watched, origin: &Origin, object: DynamicObject) -> Option<News> {
+fn there(watched: Watched, origin: &Origin, object: &RawObject) -> Option<News> {
     let name = name(&object.metadata)?;
     match change(watched, origin, name.clone(), object) {
         Ok(news) => Some(news),
@@ -337,24 +338,33 @@ fn there(watched: Watched, origin: &Origin, object: DynamicObject) -> Option<New
     }
 }
 
-fn change(watched: Watched, origin: &Origin, name: ObjectName, object: DynamicObject) -> serde_json::Result<News> {
+fn change(watched: Watched, origin: &Origin, name: ObjectName, object: &RawObject) -> serde_json::Result<News> {
     let is_own = *origin == Origin::Own;
     let origin = origin.clone();
     let is_going = object.metadata.deletion_timestamp.is_some();
     let (subject, version) = (name.clone(), version(&object.metadata));
     let change = match watched {
         Watched::Services => {
-            let service = read::service(typed(object)?);
+            let service = read::service(object.read()?);
             Change::Service(origin, name, Some(Box::new(service)))
         }
-        Watched::Slices => Change::Slice(origin, name, read::slice(typed(object)?)),
+        Watched::Slices => {
+            let mut written = read::slice(object.read()?);
+            if let Some(Written::FirstHand(slice)) = &mut written
+                && !is_own
+            {
+                // Whatever is called so is no node of ours.
+                slice.endpoints.iter_mut().for_each(|endpoint| endpoint.node = None);
+            }
+            Change::Slice(origin, name, written)
+        }
         Watched::Exports => {
-            let export = read::export(typed(object)?, is_own);
+            let export = read::export(object.read()?, is_own);
             Change::Export(origin, name, (!is_going).then_some(export))
         }
-        Watched::Imports => Change::Import(name, Some(read::import(typed(object)?))),
+        Watched::Imports => Change::Import(name, Some(read::import(object.read()?))),
         Watched::Namespaces => Change::Namespace(name.name, !is_going),
-        Watched::Nodes => return Ok(News::Node(name.name, Some(Box::new(object.data)))),
+        Watched::Nodes => return Ok(News::Node(name.name, Some(Box::new(object.read()?)))),
     };
     Ok(News::Change(subject, version, Box::new(change)))
 }
@@ -384,14 +394,6 @@ pub(super) fn removal(watched: Watched, origin: &Origin, name: ObjectName) -> Op
         Watched::Namespaces => Change::Namespace(name.name, false),
         Watched::Nodes => return None,
     })
-}
-
-fn typed<T: DeserializeOwned>(object: DynamicObject) -> serde_json::Result<T> {
-    let DynamicObject { metadata, mut data, .. } = object;
-    if let Value::Object(fields) = &mut data {
-        fields.insert("metadata".to_owned(), serde_json::to_value(metadata)?);
-    }
-    serde_json::from_value(data)
 }
 
 /// The link that news come from; none for the own cluster.

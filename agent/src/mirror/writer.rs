@@ -5,6 +5,7 @@ pub(super) mod refused;
 use super::{
     names,
     plan::{Kind, Step},
+    raw::RawObject,
     read,
     source::{McsVersions, Origin},
     watch::{Watched, removal, version},
@@ -13,11 +14,11 @@ use super::{
 use crate::model::ObjectName;
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::Status,
 };
 use refused::{Refused, Sourced};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Mutex,
@@ -111,20 +112,20 @@ impl Writer {
 
     async fn one(&self, step: Step, versions: McsVersions) -> Result<Option<Done>, kube::Error> {
         let params = PatchParams::apply(names::MIRROR).force();
-        let api = |kind: Kind, name: &ObjectName| -> Api<DynamicObject> {
+        let api = |kind: Kind, name: &ObjectName| -> Api<RawObject> {
             let resource = watched(kind).resource(versions);
             Api::namespaced_with(self.client.clone(), &name.namespace, &resource)
         };
         match step {
             Step::Put(kind, name, body) => {
                 let written = api(kind, &name).patch(&name.name, &params, &Patch::Apply(&body)).await?;
-                Ok(now(kind, name, written))
+                Ok(now(kind, name, &written))
             }
             Step::SetPorts(name, ports) => {
                 let (kind, patch) = (Kind::Service, Patch::Merge(json!({"spec": {"ports": ports}})));
                 let params = PatchParams { field_manager: Some(names::MIRROR.to_owned()), ..PatchParams::default() };
                 let written = api(kind, &name).patch(&name.name, &params, &patch).await?;
-                Ok(now(kind, name, written))
+                Ok(now(kind, name, &written))
             }
             Step::PutStatus(kind, name, status) => {
                 let resource = watched(kind).resource(versions);
@@ -133,7 +134,7 @@ impl Writer {
                     "metadata": {"name": name.name, "namespace": name.namespace}, "status": status,
                 });
                 let written = api(kind, &name).patch_status(&name.name, &params, &Patch::Apply(&body)).await?;
-                Ok(now(kind, name, written))
+                Ok(now(kind, name, &written))
             }
             Step::Delete(kind, name, uid) => {
                 let mut params = DeleteParams::background();
@@ -216,17 +217,13 @@ fn watched(kind: Kind) -> Watched {
     }
 }
 
-fn now(kind: Kind, name: ObjectName, object: DynamicObject) -> Option<Done> {
+fn now(kind: Kind, name: ObjectName, object: &RawObject) -> Option<Done> {
     let version = version(&object.metadata);
-    let value = serde_json::to_value(object).ok()?;
-    fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Option<T> {
-        serde_json::from_value(value).ok()
-    }
     let change = match kind {
-        Kind::Service => Change::Service(Origin::Own, name.clone(), Some(Box::new(read::service(typed(value)?)))),
-        Kind::Slice => Change::Slice(Origin::Own, name.clone(), read::slice(typed(value)?)),
-        Kind::Import => Change::Import(name.clone(), Some(read::import(typed(value)?))),
-        Kind::Export => Change::Export(Origin::Own, name.clone(), Some(read::export(typed(value)?, true))),
+        Kind::Service => Change::Service(Origin::Own, name.clone(), Some(Box::new(read::service(object.read().ok()?)))),
+        Kind::Slice => Change::Slice(Origin::Own, name.clone(), read::slice(object.read().ok()?)),
+        Kind::Import => Change::Import(name.clone(), Some(read::import(object.read().ok()?))),
+        Kind::Export => Change::Export(Origin::Own, name.clone(), Some(read::export(object.read().ok()?, true))),
     };
     Some(Done { watched: watched(kind), name, version, change })
 }
