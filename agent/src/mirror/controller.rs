@@ -40,7 +40,7 @@ use tracing::{info, warn};
 const BATCH: usize = 1024;
 /// Imports that are written at once.
 const WRITERS: usize = 16;
-/// How long what is dirty is looked at before news are taken in again.
+/// How long news are taken in before what they made dirty is looked at, and the other way round.
 const TURN: Duration = Duration::from_millis(20);
 /// How often pods of a peer that is lost are dialled.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -106,7 +106,12 @@ pub async fn run(
         tokio::select! {
             Some(told) = news.recv() => {
                 controller.take(told);
+                let began = Instant::now();
                 for _ in 0..BATCH {
+                    // One of them may concern every import.
+                    if began.elapsed() >= TURN {
+                        break;
+                    }
                     let Ok(told) = news.try_recv() else { break };
                     controller.take(told);
                 }

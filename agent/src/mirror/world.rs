@@ -5,6 +5,7 @@
 
 mod own;
 mod peer;
+mod quota;
 
 use super::{
     conventions::{self, Export},
@@ -18,6 +19,7 @@ use super::{
 use crate::model::{ClusterName, ObjectName};
 pub use own::{Own, OwnAddresses};
 pub use peer::{Before, Kept, Peer};
+use quota::Admitted;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -95,7 +97,8 @@ pub struct World {
     pub hosts: BTreeMap<String, BTreeSet<IpAddr>>,
     by_import: BTreeMap<ImportKey, BTreeSet<Exporter>>,
     by_exporter: BTreeMap<Exporter, Vec<Export>>,
-    export_counts: BTreeMap<LinkName, usize>,
+    /// Which exports each link's quota lets in; none for a link without exports.
+    admitted: BTreeMap<LinkName, Admitted>,
     /// Imports, by the name of the Service that they are derived as.
     derived: BTreeMap<ObjectName, ImportKey>,
     dirty: BTreeSet<ImportKey>,
@@ -156,7 +159,7 @@ impl World {
             hosts: BTreeMap::new(),
             by_import: BTreeMap::new(),
             by_exporter: BTreeMap::new(),
-            export_counts: BTreeMap::new(),
+            admitted: BTreeMap::new(),
             derived: BTreeMap::new(),
             dirty: BTreeSet::new(),
         }
@@ -195,27 +198,19 @@ impl World {
 
     /// How many exports a link has.
     pub fn export_count(&self, link: &LinkName) -> usize {
-        self.export_counts.get(link).copied().unwrap_or(0)
+        self.admitted.get(link).map_or(0, Admitted::total)
     }
 
     /// Whether `exporter` is among those exports of its link, in the order of names, that its quota lets in.
     pub fn is_within_quota(&self, exporter: &Exporter) -> bool {
         let Origin::Link(link) = &exporter.0 else { return true };
-        let Some(peer) = self.peers.get(link) else { return false };
-        if self.export_count(link) <= peer.link.quota.exports {
-            return true;
-        }
-        let before: usize =
-            self.of_link(link).take_while(|(other, _)| *other <= exporter).map(|(_, exports)| exports.len()).sum();
-        before <= peer.link.quota.exports
+        self.admitted.get(link).is_some_and(|admitted| admitted.lets_in(&exporter.1))
     }
 
     fn of_link<'a>(&'a self, link: &LinkName) -> impl Iterator<Item = (&'a Exporter, &'a Vec<Export>)> {
         let origin = Origin::Link(link.clone());
-        let first = (origin.clone(), ObjectName { namespace: String::new(), name: String::new() });
-        self.by_exporter
-            .range((Bound::Included(first), Bound::Unbounded))
-            .take_while(move |(exporter, _)| exporter.0 == origin)
+        let all = self.by_exporter.range((Bound::Included(quota::first(&origin)), Bound::Unbounded));
+        all.take_while(move |(exporter, _)| exporter.0 == origin)
     }
 
     /// How many objects are known of a cluster.
@@ -352,6 +347,9 @@ impl World {
                 for object in objects {
                     self.index(&(Origin::Link(name.clone()), object));
                 }
+                if let (Some(admitted), Some(peer)) = (self.admitted.get_mut(&name), self.peers.get(&name)) {
+                    admitted.settle(&Origin::Link(name.clone()), &self.by_exporter, peer.link.quota.exports);
+                }
                 // Its ranges say what others may not offer.
                 self.touch_all();
             }
@@ -467,14 +465,7 @@ impl World {
         } else {
             self.by_exporter.insert(exporter.clone(), exports.clone()).unwrap_or_default()
         };
-        let count_changed = old.len() != exports.len();
-        if count_changed && let Origin::Link(link) = origin {
-            let count = self.export_counts.entry(link.clone()).or_default();
-            *count = *count + exports.len() - old.len();
-            if *count == 0 {
-                self.export_counts.remove(link);
-            }
-        }
+        let counts = (old.len(), exports.len());
         for import in old.into_iter().map(|export| export.import) {
             if !exports.iter().any(|export| export.import == import) {
                 let members = self.by_import.get_mut(&import);
@@ -492,12 +483,23 @@ impl World {
             }
             self.dirty.insert(import);
         }
-        if count_changed
-            && let Origin::Link(link) = origin
-            && self.peers.get(link).is_some_and(|peer| self.export_count(link) >= peer.link.quota.exports)
-        {
-            // One more lets another one out.
-            self.touch_link(&link.clone());
+        self.admit(exporter, counts);
+    }
+
+    /// An exporter has another number of exports than before: one more may push another one out, one less lets one in.
+    fn admit(&mut self, exporter: &Exporter, counts: (usize, usize)) {
+        let (origin @ Origin::Link(link), _) = exporter else { return };
+        let Some(peer) = self.peers.get(link) else { return drop(self.admitted.remove(link)) };
+        if counts.0 == counts.1 {
+            return;
+        }
+        let admitted = self.admitted.entry(link.clone()).or_default();
+        let moved = admitted.change(exporter, counts, &self.by_exporter, peer.link.quota.exports);
+        if admitted.total() == 0 {
+            self.admitted.remove(link);
+        }
+        for object in moved {
+            self.touch_exports(&(origin.clone(), object));
         }
     }
 
