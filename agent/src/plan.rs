@@ -78,14 +78,14 @@ pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: 
         steps.push(Step::Grace);
     }
     if installed.clusters().get(&0).is_none_or(|entry| entry.name != own_entry.name) {
-        steps.push(Step::PutCluster(0, own_entry));
+        steps.push(Step::PutCluster(0, Box::new(own_entry)));
     }
     let mut config = *installed.config();
     write_steps(&layouts, desired, &changes.renamed, &leaves.backends, &mut steps);
     steps.extend(pods.puts);
     if config.pod_level != pods.level {
         config.pod_level = pods.level;
-        steps.push(Step::PutConfig(config));
+        steps.push(Step::PutConfig(Box::new(config)));
     }
     if let Some(wide) = widening {
         cover::switch(&mut config, wide, &mut steps);
@@ -255,14 +255,14 @@ fn write_steps(
     steps: &mut Vec<Step>,
 ) {
     let clusters = layouts.iter().flat_map(|layout| &layout.clusters);
-    steps.extend(clusters.map(|(index, cluster)| Step::PutCluster(*index, *cluster)));
+    steps.extend(clusters.map(|(index, cluster)| Step::PutCluster(*index, Box::new(*cluster))));
     let backends = layouts.iter().flat_map(|layout| &layout.backends);
     steps.extend(backends.map(|(index, backend)| Step::PutBackend(*index, *backend)));
     steps.extend(fates.lead());
     steps.extend(fates.welcome());
     let slots = layouts.iter().flat_map(|layout| &layout.slots);
     steps.extend(slots.map(|(first, slots)| Step::PutSlots(*first, slots.clone())));
-    steps.extend(layouts.iter().map(|layout| Step::PutService(layout.index, layout.service)));
+    steps.extend(layouts.iter().map(|layout| Step::PutService(layout.index, Box::new(layout.service))));
     let names = layouts.iter().filter_map(|layout| {
         let name = &desired.services.get(&layout.service.key)?.name;
         layout.needs_name.then(|| Step::PutName(layout.service.id, name.clone()))

@@ -152,10 +152,12 @@ pub struct Capacity {
 }
 
 /// One write to one map, or a wait. Stopping after any of them leaves tables in which every look-up is right.
+///
+/// A first plan has several for each backend: what is large is boxed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Writes an entry of `CLUSTERS`, or changes its verdict and SYN timeout in place.
-    PutCluster(u32, abi::Cluster),
+    PutCluster(u32, Box<abi::Cluster>),
     /// Writes an entry of `BACKENDS` that nothing names, or changes a verdict in place.
     PutBackend(u32, abi::Backend),
     /// Makes an address lead to a backend that has it.
@@ -163,7 +165,7 @@ pub enum Step {
     /// Writes entries of `SLOTS` that nothing names, from this index on.
     PutSlots(u32, Vec<abi::Slot>),
     /// Writes an entry of `SERVICES` that nothing names.
-    PutService(u32, abi::Service),
+    PutService(u32, Box<abi::Service>),
     /// Writes an entry of `NAMES`.
     PutName(u32, ObjectName),
     /// Adds to `MEMBERS`.
@@ -171,7 +173,7 @@ pub enum Step {
     /// Adds to `PODS`, or changes the reason.
     PutPod(u64, u32),
     /// Writes `CONFIG`.
-    PutConfig(abi::Config),
+    PutConfig(Box<abi::Config>),
     /// Makes a frontend lead to this service: the moment at which a change takes effect.
     PutFrontend(FrontendKey, u32),
     /// Takes a frontend away.
@@ -191,6 +193,7 @@ pub enum Step {
     /// Waits until every program that is running has ended, so that what nothing names is free to be written.
     Grace,
 }
+const _: () = assert!(size_of::<Step>() <= 56);
 
 /// The groups of all tiers of a service, one after the other.
 pub fn groups(service: &abi::Service) -> &[abi::Group] {

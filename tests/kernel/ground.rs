@@ -134,7 +134,7 @@ impl Ground {
         let found = clusters.iter().find(|(_, entry)| cluster_name(entry).0 == name);
         let (index, mut entry) = found.map(|(index, entry)| (*index, *entry)).expect("the cluster is installed");
         entry.verdict = verdict;
-        self.apply(&Step::PutCluster(index, entry));
+        self.apply(&Step::PutCluster(index, Box::new(entry)));
     }
 
     /// Sets the verdict of the backends at `address`, those of either protocol.

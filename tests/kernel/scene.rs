@@ -127,7 +127,7 @@ impl Scene {
         let index = self.index_of(name);
         let mut entry = self.ground.installed.clusters()[&index];
         change(&mut entry);
-        self.ground.apply(&Step::PutCluster(index, entry));
+        self.ground.apply(&Step::PutCluster(index, Box::new(entry)));
     }
 
     /// Waits until `done`; panics with `what` if that takes longer than a slow machine explains.

@@ -42,15 +42,15 @@ impl Kernel {
     pub(crate) fn apply(&mut self, step: &Step) {
         let maps = &mut self.maps;
         match step.clone() {
-            Step::PutCluster(index, cluster) => _ = maps.clusters.insert(index, cluster),
+            Step::PutCluster(index, cluster) => _ = maps.clusters.insert(index, *cluster),
             Step::PutBackend(index, backend) => _ = maps.backends.insert(index, backend),
             Step::PutBackendOf(key, index) => _ = maps.backend_of.insert(key, index),
             Step::PutSlots(first, slots) => self.slots.extend((first..).zip(slots)),
-            Step::PutService(index, service) => _ = self.services.insert(index, service),
+            Step::PutService(index, service) => _ = self.services.insert(index, *service),
             Step::PutName(id, name) => _ = maps.names.insert(id, name),
             Step::PutMember(member) => _ = maps.members.insert(member),
             Step::PutPod(cgroup, reason) => _ = maps.pods.insert(cgroup, reason),
-            Step::PutConfig(config) => maps.config = config,
+            Step::PutConfig(config) => maps.config = *config,
             Step::PutFrontend(key, index) => _ = maps.frontends.insert(key, index),
             Step::DropFrontend(key) => _ = maps.frontends.remove(&key),
             Step::DropMember(member) => _ = maps.members.remove(&member),

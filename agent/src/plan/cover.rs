@@ -89,7 +89,7 @@ impl<'a> Needs<'a> {
 pub(super) fn switch(config: &mut Config, ranges: Ranges, steps: &mut Vec<Step>) {
     let [first, second] = &mut config.ranges;
     *(if config.active == 0 { second } else { first }) = ranges;
-    steps.push(Step::PutConfig(*config));
+    steps.push(Step::PutConfig(Box::new(*config)));
     config.active = u32::from(config.active == 0);
-    steps.push(Step::PutConfig(*config));
+    steps.push(Step::PutConfig(Box::new(*config)));
 }

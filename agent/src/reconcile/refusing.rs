@@ -149,7 +149,7 @@ mod tests {
             groups: [Group::default(); MAX_GROUPS],
         };
         installed.apply(&Step::PutBackend(0, Backend { proto, verdict, generation: 1, ..Backend::default() }));
-        installed.apply(&Step::PutService(0, service));
+        installed.apply(&Step::PutService(0, Box::new(service)));
         installed.apply(&Step::PutFrontend(key, 0));
         installed
     }

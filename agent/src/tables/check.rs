@@ -19,11 +19,11 @@ impl Installed {
     /// The rule that `step` breaks.
     pub fn check(&self, step: &Step, capacity: &Capacity) -> Result<(), String> {
         match *step {
-            Step::PutCluster(index, cluster) => self.check_put_cluster(index, &cluster),
+            Step::PutCluster(index, ref cluster) => self.check_put_cluster(index, cluster),
             Step::PutBackend(index, backend) => self.check_put_backend(index, &backend, capacity),
             Step::PutBackendOf(key, index) => self.check_put_backend_of(key, index, capacity),
             Step::PutSlots(first, ref slots) => self.check_put_slots(first, slots, capacity),
-            Step::PutService(index, service) => self.check_put_service(index, &service, capacity),
+            Step::PutService(index, ref service) => self.check_put_service(index, service, capacity),
             Step::PutName(id, _) => rule(id < capacity.services, "the id is beyond NAMES"),
             Step::PutMember(member) => {
                 rule(self.members.contains(&member) || fits(self.members.len(), capacity.members), "MEMBERS is full")?;
@@ -32,7 +32,7 @@ impl Installed {
             Step::PutPod(cgroup, _) => {
                 rule(self.pods.contains_key(&cgroup) || fits(self.pods.len(), capacity.pods), "PODS is full")
             }
-            Step::PutConfig(config) => self.check_put_config(&config),
+            Step::PutConfig(ref config) => self.check_put_config(config),
             Step::PutFrontend(key, index) => self.check_put_frontend(key, index, capacity),
             Step::DropFrontend(key) => rule(self.frontends.contains_key(&key), "the frontend is not there"),
             Step::DropMember(member) => self.check_drop_member(member),

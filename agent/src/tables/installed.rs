@@ -173,13 +173,13 @@ impl Installed {
     /// Does what `step` does to the kernel's maps. Takes any step; [`check`](Self::check) says whether it is a safe one.
     pub fn apply(&mut self, step: &Step) {
         match *step {
-            Step::PutCluster(index, cluster) => {
-                self.clusters.insert(index, cluster);
+            Step::PutCluster(index, ref cluster) => {
+                self.clusters.insert(index, **cluster);
             }
             Step::PutBackend(index, backend) => self.put_backend(index, backend),
             Step::PutBackendOf(key, index) => self.put_backend_of(key, index),
             Step::PutSlots(first, ref slots) => self.put_slots(first, slots.clone()),
-            Step::PutService(index, service) => self.put_service(index, service),
+            Step::PutService(index, ref service) => self.put_service(index, **service),
             Step::PutName(id, ref name) => {
                 self.names.insert(id, name.clone());
                 self.settle_id(id);
@@ -188,7 +188,7 @@ impl Installed {
             Step::PutPod(cgroup, reason) => {
                 self.pods.insert(cgroup, reason);
             }
-            Step::PutConfig(config) => self.put_config(config),
+            Step::PutConfig(ref config) => self.put_config(**config),
             Step::PutFrontend(key, index) => self.put_frontend(key, index),
             Step::DropFrontend(key) => {
                 if let Some(index) = self.frontends.remove(&key) {

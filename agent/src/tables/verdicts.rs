@@ -37,7 +37,7 @@ impl Installed {
         let clusters = self.clusters().iter().filter_map(|(&index, entry)| {
             let judged = verdicts.clusters.get(&super::cluster_name(entry))?;
             let wanted = judged.put_into(*entry);
-            (wanted != *entry).then_some(Step::PutCluster(index, wanted))
+            (wanted != *entry).then_some(Step::PutCluster(index, Box::new(wanted)))
         });
         let dead = verdicts.dead.iter().flat_map(|key| self.holders(key));
         let dead: BTreeSet<u32> = dead.collect();
