@@ -11,7 +11,7 @@ use aya::{
     maps::{Map, MapData, MapInfo, PerCpuArray},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
 };
 use tombolo_ebpf::abi::{
@@ -221,6 +221,24 @@ impl KernelMaps {
     fn slots_of(&self, group: &Group) -> anyhow::Result<Vec<Slot>> {
         let range = group.first_slot..group.first_slot.saturating_add(group.slots);
         Ok(self.slots.read(range)?.into_iter().map(|(_, slot)| slot).collect())
+    }
+
+    /// The addresses and ports that a frontend leads to now, by look-ups as programs do them; none if it isn't there, or if
+    /// what was read belongs to another frontend, since somebody may be writing.
+    pub fn reached(&self, key: &FrontendKey) -> anyhow::Result<BTreeSet<([u8; 16], [u8; 2])>> {
+        let mut reached = BTreeSet::new();
+        let Some(id) = self.frontends.get(key)? else { return Ok(reached) };
+        let service = self.services.get(self.current.get(id)?)?;
+        if service.key != *key {
+            return Ok(reached);
+        }
+        for group in used_groups(&service) {
+            for slot in self.slots_of(group)? {
+                let backend = self.backends.get(slot.backend)?;
+                reached.insert((backend.addr, backend.port));
+            }
+        }
+        Ok(reached)
     }
 
     /// The backends in use, by index.
