@@ -6,6 +6,8 @@ mod conditions;
 mod departures;
 #[path = "tables/desired.rs"]
 mod desired;
+#[path = "tables/kept.rs"]
+mod kept;
 #[path = "tables/kernel.rs"]
 mod kernel;
 #[path = "tables/overfull.rs"]

@@ -11,12 +11,12 @@ mod writer;
 use crate::{
     control::Asked,
     datapath::{Kernel, pins::Pins, probe},
-    health::{Changed, View, driver::Fact, gateways},
+    health::{Changed, View, driver::Fact},
     model::{Model, ObjectName, Place},
     report::{self, Question},
-    resolve::{Conditions, resolve},
+    resolve::{Conditions, Kept},
     sources::{Event, Problem},
-    tables::{Desired, Verdicts},
+    tables::Verdicts,
 };
 use anyhow::Context;
 use judging::Judging;
@@ -49,6 +49,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const LISTEN: Duration = Duration::from_millis(200);
 /// How often health is told what the tables use, at most.
 const TELL: Duration = Duration::from_secs(1);
+/// Frontends of the probe's own.
+const PROBES: usize = probe::SERVICES as usize;
 
 /// How long the loop waits for what it can't bring about itself.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +75,7 @@ pub struct Reconciler {
     judging: Judging,
     refusing: Refusing,
     taking_over: TakingOver,
-    desired: Desired,
+    kept: Kept,
     pod_cgroups: PodCgroups,
     exempt: Exempt,
     /// Whether the source has delivered all of this node's pods, so that one it hasn't is unknown.
@@ -135,7 +137,7 @@ impl Reconciler {
             judging: Judging::new(facts, views),
             refusing: Refusing::new(waits.udp_refusal),
             taking_over: TakingOver::new(waits.take_over),
-            desired: Desired::default(),
+            kept: Kept::default(),
             pod_cgroups,
             exempt: Exempt::default(),
             pods_known: false,
@@ -217,7 +219,10 @@ impl Reconciler {
     fn absorb(&mut self, event: Event) -> bool {
         match event {
             Event::Changes(changes) => {
-                let any = changes.into_iter().fold(false, |any, change| self.model.apply(change) | any);
+                let any = changes.into_iter().fold(false, |any, change| {
+                    self.kept.touch(&self.model, &change);
+                    self.model.apply(change) | any
+                });
                 self.changes += u64::from(any);
                 any
             }
@@ -230,6 +235,7 @@ impl Reconciler {
                 );
                 self.synced = true;
                 self.complete = complete;
+                self.kept.forget();
                 self.taking_over.synced(Instant::now());
                 true
             }
@@ -241,6 +247,7 @@ impl Reconciler {
                 info!(zone = zone.as_deref().unwrap_or_default(), "the node's zone");
                 let is_new = self.place.zone != zone;
                 self.place.zone = zone;
+                self.kept.forget();
                 is_new
             }
             Event::Problems(problems) => {
@@ -263,22 +270,21 @@ impl Reconciler {
 
     /// Brings the kernel in step with the model.
     fn pass(&mut self) {
-        let resolved = resolve(&self.model, &self.place, &self.conditions, &self.exempt.pods, self.exempt.level);
-        self.desired = resolved.desired;
-        gateways::set_apart(&mut self.desired, &self.place.cluster);
+        let (desired, problems) = self.kept.resolve(&self.model, &self.place, &self.conditions);
+        (desired.pods, desired.pod_level) = (self.exempt.pods.clone(), self.exempt.level);
         if !self.complete {
-            taking_over::refuse_nothing(&mut self.desired);
+            taking_over::refuse_nothing(desired);
         }
-        let services = self.desired.services.len();
-        self.desired.services.extend(probe::services(&self.place.cluster));
+        desired.services.extend(probe::services(&self.place.cluster));
+        let services = desired.services.len().saturating_sub(PROBES);
         self.service_problems = BTreeMap::new();
         let mut found: BTreeMap<ObjectName, Vec<String>> = BTreeMap::new();
-        for (name, texts) in resolved.problems {
+        for (name, texts) in problems {
             // What is wrong with the object itself its source has told, with the place.
-            let told = self.model.services.get(&name).map_or(&[][..], |service| &service.problems);
+            let told = self.model.services.get(name).map_or(&[][..], |service| &service.problems);
             let news = texts.iter().filter(|text| !told.contains(text)).cloned();
             found.entry(name.object.clone()).or_default().extend(news);
-            self.service_problems.entry(name.object).or_default().extend(texts);
+            self.service_problems.entry(name.object.clone()).or_default().extend(texts.iter().cloned());
         }
         found.retain(|_, texts| !texts.is_empty());
         self.note_problems(found);
@@ -306,7 +312,7 @@ impl Reconciler {
 
     /// Brings the kernel in step with what is desired.
     fn write(&mut self) {
-        let written = self.writer.bring_in_step(&self.desired, self.complete, Instant::now());
+        let written = self.writer.bring_in_step(self.kept.desired(), self.complete, Instant::now());
         self.note_written(written);
         self.mind_udp();
     }

@@ -3,6 +3,7 @@
 //! Everything is decided here and nothing is written: policy becomes tiers and weights, which the kernel draws from
 //! without knowing why. The same model always gives the same result.
 
+mod kept;
 mod limits;
 mod merge;
 mod ramp;
@@ -13,6 +14,7 @@ use crate::{
     model::{ClusterName, Model, Path, Place, Protocol, Service, ServiceKind, ServicePort, ServiceRef},
     tables::{Desired, DesiredGroup, DesiredService},
 };
+pub use kept::Kept;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     iter,
@@ -28,6 +30,10 @@ pub struct Resolved {
     pub desired: Desired,
     /// What people should know about each service, in their words; services without problems are left out.
     pub problems: BTreeMap<ServiceRef, Vec<String>>,
+    /// The frontends of each service, those of services that have none left out.
+    frontends: BTreeMap<ServiceRef, Vec<FrontendKey>>,
+    /// Whether services claim frontends that others have.
+    is_contested: bool,
 }
 
 /// What health found out about clusters and can't be said by a verdict.
@@ -55,23 +61,21 @@ pub fn resolve(
     let mut owners: BTreeMap<FrontendKey, &ServiceRef> = BTreeMap::new();
     // In the order of names, Services before ServiceImports: the first to claim a frontend has it.
     for (name, service) in &model.services {
-        let mut problems = service.problems.clone();
-        if service.federated && !service.opted_out {
-            for problem in model.slices_of(name).flat_map(|slice| &slice.problems) {
-                note(&mut problems, problem.clone());
-            }
-            for (key, desired) in resolve_service(model, place, conditions, name, service, &mut problems) {
-                match owners.entry(key) {
-                    Entry::Vacant(vacant) => {
-                        vacant.insert(name);
-                        resolved.desired.services.insert(key, desired);
-                    }
-                    Entry::Occupied(owner) if is_derived(model, owner.get(), name) => {}
-                    Entry::Occupied(owner) => {
-                        note(&mut problems, format!("{} belongs to {}", frontend(&key), object(owner.get())));
-                    }
+        let (frontends, mut problems) = outcome(model, place, conditions, name, service);
+        for (key, desired) in frontends {
+            match owners.entry(key) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(name);
+                    resolved.desired.services.insert(key, desired);
+                    resolved.frontends.entry(name.clone()).or_default().push(key);
+                    continue;
+                }
+                Entry::Occupied(owner) if is_derived(model, owner.get(), name) => {}
+                Entry::Occupied(owner) => {
+                    note(&mut problems, format!("{} belongs to {}", frontend(&key), object(owner.get())));
                 }
             }
+            resolved.is_contested = true;
         }
         if !problems.is_empty() {
             resolved.problems.insert(name.clone(), problems);
@@ -80,6 +84,25 @@ pub fn resolve(
     resolved.desired.pods = pods.clone();
     resolved.desired.pod_level = pod_level;
     resolved
+}
+
+/// The frontends of one service, none if it isn't to be translated, and what people should know about it.
+fn outcome(
+    model: &Model,
+    place: &Place,
+    conditions: &Conditions,
+    name: &ServiceRef,
+    service: &Service,
+) -> (BTreeMap<FrontendKey, DesiredService>, Vec<String>) {
+    let mut problems = service.problems.clone();
+    if !service.federated || service.opted_out {
+        return (BTreeMap::new(), problems);
+    }
+    for problem in model.slices_of(name).flat_map(|slice| &slice.problems) {
+        note(&mut problems, problem.clone());
+    }
+    let frontends = resolve_service(model, place, conditions, name, service, &mut problems);
+    (frontends, problems)
 }
 
 /// The frontends of one service, whether or not another one claims them too.

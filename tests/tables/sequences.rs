@@ -33,7 +33,7 @@ fn sequences() -> u32 {
 }
 
 #[derive(Clone, Debug)]
-enum Operation {
+pub(crate) enum Operation {
     /// An object is written or goes.
     Change(Box<Change>),
     /// Connections are open to the backends whose bit is set, by index modulo 16, and to no other.
@@ -159,7 +159,7 @@ fn offers(slice: &Slice, port: &ServicePort, v4: bool) -> Vec<(End, &'static str
     slice.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == v4).map(offer).collect()
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+pub(crate) fn operation() -> impl Strategy<Value = Operation> {
     let service = (0..SERVICES).prop_flat_map(|number| {
         prop_oneof![
             6 => service(number).prop_map(Some),
@@ -305,6 +305,6 @@ fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
-fn cluster(number: usize) -> ClusterName {
+pub(crate) fn cluster(number: usize) -> ClusterName {
     ClusterName(["west", "east", "north"][number].to_owned())
 }

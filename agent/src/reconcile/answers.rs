@@ -22,7 +22,7 @@ impl Reconciler {
                     Agent::Running,
                     installed,
                     &self.writer.datapath.maps.learned()?,
-                    Some(&self.desired.services),
+                    Some(&self.kept.desired().services),
                     &problems,
                 ))
             }
@@ -36,7 +36,7 @@ impl Reconciler {
 
     fn frontend_problems(&self) -> BTreeMap<FrontendKey, Vec<String>> {
         let mut problems: BTreeMap<FrontendKey, Vec<String>> = BTreeMap::new();
-        for (key, service) in &self.desired.services {
+        for (key, service) in &self.kept.desired().services {
             let known = self.service_problems.get(&service.name).into_iter().flatten().cloned();
             let refused = self.writer.refused().get(key).map(|reason| format!("not installed: {reason}"));
             let all: Vec<_> = known.chain(refused).collect();
@@ -120,7 +120,7 @@ impl Reconciler {
             hooks: kernel.attached.iter().map(hook).collect(),
             watches: self.watches.borrow().clone(),
             frontends: report::Tally {
-                desired: Some(report::count(self.desired.services.keys())),
+                desired: Some(report::count(self.kept.desired().services.keys())),
                 installed: report::count(installed.frontends().keys()),
             },
             backends: report::count_backends(installed),

@@ -64,6 +64,7 @@ impl Reconciler {
                 self.judge(worse.verdicts(hz));
             }
             self.conditions = conditions;
+            self.kept.forget();
             self.pass();
         }
         self.judge(changed.verdicts(hz));
