@@ -11,8 +11,9 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-/// Entries read by one system call: enough that the call itself costs nothing, and a moment's work for the kernel.
-const CHUNK: u32 = 16_384;
+/// Bytes of entries read by one system call: enough that the call itself costs next to nothing, and little beside what the
+/// agent has in memory anyway, though most entries of a large array are free.
+const CHUNK: usize = 64 * 1024;
 
 /// See the module.
 pub(super) struct Table<V: Pod> {
@@ -30,6 +31,11 @@ impl<V: Pod> Table<V> {
         Ok(Self { name, array: Array::try_from(map).with_context(wrong)?, fd })
     }
 
+    /// Entries read by one system call.
+    fn chunk() -> u32 {
+        u32::try_from(CHUNK / size_of::<V>()).expect("it is few").max(1)
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.array.len()
     }
@@ -44,7 +50,7 @@ impl<V: Pod> Table<V> {
         let mut entries = Vec::new();
         let mut first = range.start;
         while first < range.end {
-            let count = CHUNK.min(range.end - first);
+            let count = Self::chunk().min(range.end - first);
             let values = bpf::read_array(self.fd.as_fd(), first, count);
             let values: Vec<V> = values.with_context(|| format!("read {} from {first} on", self.name))?;
             entries.extend((first..).zip(values));
@@ -59,7 +65,7 @@ impl<V: Pod> Table<V> {
         let mut found = Vec::new();
         let mut first = 0;
         while first < self.len() {
-            let end = first.saturating_add(CHUNK);
+            let end = first.saturating_add(Self::chunk());
             found.extend(self.read(first..end)?.into_iter().filter(|(_, value)| used(value)));
             first = end;
         }
