@@ -6,6 +6,8 @@
 
 #[path = "cluster/admission.rs"]
 mod admission;
+#[path = "cluster/beside.rs"]
+mod beside;
 #[path = "cluster/conventions.rs"]
 mod conventions;
 #[path = "cluster/followed.rs"]

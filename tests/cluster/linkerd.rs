@@ -19,8 +19,8 @@ use std::{
 };
 use tombolo::sources::documents::documents;
 
-const NAMESPACE: &str = "mc-demo";
-const LINKERD: &str = "linkerd-multicluster";
+pub(crate) const NAMESPACE: &str = "mc-demo";
+pub(crate) const LINKERD: &str = "linkerd-multicluster";
 
 #[tokio::test]
 async fn endpoints_are_the_union_that_linkerds_discovery_uses() -> anyhow::Result<()> {
@@ -126,16 +126,16 @@ async fn endpoints_are_the_union_that_linkerds_discovery_uses() -> anyhow::Resul
 
 /// Linkerd's discovery by its rules: members by annotation or label, each asked in its own cluster; a port by its number in
 /// the member's Service and its name in the member's slices; endpoints that are not ready left out.
-struct Discovery {
-    own: Client,
-    peers: BTreeMap<&'static str, Client>,
+pub(crate) struct Discovery {
+    pub(crate) own: Client,
+    pub(crate) peers: BTreeMap<&'static str, Client>,
     /// The peer that each link leads to.
-    links: BTreeMap<&'static str, &'static str>,
+    pub(crate) links: BTreeMap<&'static str, &'static str>,
 }
 
 impl Discovery {
     /// Waits until the slices that the mirror wrote hold what this finds, for each federated and flat Service, and gives it.
-    async fn agrees(&self, when: &str) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
+    pub(crate) async fn agrees(&self, when: &str) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
         let result = until(when, || async { Ok(self.found().await? == self.filled().await?) }).await;
         let found = self.found().await?;
         result.with_context(|| format!("found {found:?}"))?;
@@ -232,7 +232,7 @@ async fn endpoints(cluster: &Client, name: &str, ports: &[i32]) -> anyhow::Resul
 }
 
 /// The Services of the namespace that Linkerd's mirror made.
-async fn mirrored(client: &Client) -> anyhow::Result<BTreeSet<String>> {
+pub(crate) async fn mirrored(client: &Client) -> anyhow::Result<BTreeSet<String>> {
     let made = ListParams::default().labels("mirror.linkerd.io/mirrored-service=true");
     let services = Api::<Service>::namespaced(client.clone(), NAMESPACE).list(&made).await?;
     Ok(services.items.into_iter().filter_map(|service| service.metadata.name).collect())
@@ -258,9 +258,9 @@ fn linkerd_links(client: &Client) -> Api<kube::api::DynamicObject> {
 }
 
 /// Linkerd's Links, at the versions that it serves.
-fn define_links(server: &Server) -> anyhow::Result<()> {
+pub(crate) fn define_links(server: &Server) -> anyhow::Result<()> {
     let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
-    let version = |name: &str| json!({"name": name, "served": true, "storage": name == "v1alpha3", "schema": schema});
+    let version = |name: &str| json!({"name": name, "served": true, "storage": name == "v1alpha3", "schema": schema, "subresources": {"status": {}}});
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -275,13 +275,13 @@ fn define_links(server: &Server) -> anyhow::Result<()> {
     apply(server, vec![definition])
 }
 
-fn namespaces(server: &Server) -> anyhow::Result<()> {
+pub(crate) fn namespaces(server: &Server) -> anyhow::Result<()> {
     let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     apply(server, vec![namespace(NAMESPACE), namespace(LINKERD)])
 }
 
 /// A kubeconfig of the account that Linkerd's own links use, with its rights: ServiceExports are not among them.
-async fn account(peer: &Server) -> anyhow::Result<String> {
+pub(crate) async fn account(peer: &Server) -> anyhow::Result<String> {
     let name = "linkerd-service-mirror-remote-access-default";
     let rbac = "rbac.authorization.k8s.io";
     let rule = |group: &str, resources: Value| json!({"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]});
@@ -303,7 +303,7 @@ async fn account(peer: &Server) -> anyhow::Result<String> {
 }
 
 /// The exporting side as it was recorded in east, at a cluster's addresses; `api` got no slice in the record.
-fn source(octet: u8) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn source(octet: u8) -> anyhow::Result<Vec<Value>> {
     let text = serde_json::to_string(&fixture("east-source.yaml")?)?.replace("10.108.", &format!("10.{octet}."));
     let mut objects: Vec<Value> = serde_json::from_str(&text)?;
     for object in &mut objects {
@@ -336,7 +336,7 @@ fn source(octet: u8) -> anyhow::Result<Vec<Value>> {
     Ok(objects)
 }
 
-fn fixture(file: &str) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn fixture(file: &str) -> anyhow::Result<Vec<Value>> {
     let path = format!("{}/fixtures/linkerd/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = fs::read(&path).context(path)?;
     documents(&text)
