@@ -45,6 +45,10 @@ impl Queue {
     pub(super) fn pop(&mut self, now: Instant, ready: impl Fn(&ImportKey) -> bool) -> Option<ImportKey> {
         let due = self.retries.keys().filter(|key| self.is_due(key, now));
         if let Some(key) = due.filter(|key| !self.in_flight.contains_key(*key)).find(|key| ready(key)).cloned() {
+            // News may have come meanwhile: it is one turn, or two would write it at once.
+            if self.waiting.remove(&key) {
+                self.order.retain(|waiting| *waiting != key);
+            }
             return Some(key);
         }
         let place = self.order.iter().position(ready)?;
@@ -189,6 +193,17 @@ mod tests {
         queue.begin(key("a"));
         queue.partial(key("a"), start + FIRST);
         assert_eq!(queue.due(), Some(start + FIRST + 2 * FIRST));
+    }
+
+    #[test]
+    fn what_is_due_and_waits_as_well_is_written_once() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.begin(key("a"));
+        queue.partial(key("a"), start);
+        queue.push(key("a"));
+        assert_eq!(queue.pop(start + FIRST, |_| true), Some(key("a")));
+        queue.begin(key("a"));
+        assert_eq!(queue.pop(start + FIRST, |_| true), None);
     }
 
     fn key(name: &str) -> ImportKey {

@@ -471,7 +471,9 @@ impl World {
                 let members = self.by_import.get_mut(&import);
                 if members.is_some_and(|members| members.remove(exporter) && members.is_empty()) {
                     self.by_import.remove(&import);
-                    self.derived.remove(&conventions::derived_name(&import.object));
+                    if import.kind == ImportKind::ServiceImport {
+                        self.derived.remove(&conventions::derived_name(&import.object));
+                    }
                 }
             }
             self.dirty.insert(import);

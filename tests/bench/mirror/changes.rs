@@ -192,7 +192,7 @@ struct Tables {
 
 impl Tables {
     fn watch(agent: &Agent, frontends: BTreeMap<String, FrontendKey>) -> anyhow::Result<Self> {
-        let maps = KernelMaps::open(&agent.pins())?;
+        let maps = filled(agent, &frontends)?;
         let (told, asked) = blocking::channel();
         Ok(Self { told, thread: thread::spawn(move || look(&maps, &frontends, &asked)) })
     }
@@ -206,6 +206,22 @@ impl Tables {
     fn end(self) -> anyhow::Result<Vec<Duration>> {
         drop(self.told);
         self.thread.join().map_err(|_| anyhow::anyhow!("the thread that reads the tables panicked"))?
+    }
+}
+
+/// The agent's tables, once all these frontends lead somewhere.
+fn filled(agent: &Agent, frontends: &BTreeMap<String, FrontendKey>) -> anyhow::Result<KernelMaps> {
+    let began = Instant::now();
+    loop {
+        if let Ok(maps) = KernelMaps::open(&agent.pins()) {
+            let leads = |key| Ok(!maps.reached(key)?.is_empty());
+            let all: Vec<bool> = frontends.values().map(leads).collect::<anyhow::Result<_>>()?;
+            if all.iter().all(|leads| *leads) {
+                return Ok(maps);
+            }
+        }
+        ensure!(began.elapsed() < PATIENCE, "the agent's tables are not filled: {}", agent.log()?);
+        thread::sleep(LOOK * 100);
     }
 }
 

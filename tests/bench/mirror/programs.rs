@@ -103,8 +103,8 @@ pub(crate) struct Agent {
     process: Process,
     place: PathBuf,
     pins: PathBuf,
-    // Last, with what is attached to it.
-    _cgroup: Cgroup,
+    // Last, with what is attached to it: the one that the agent is in, and the one above.
+    _cgroups: [Cgroup; 2],
 }
 
 impl Agent {
@@ -115,7 +115,8 @@ impl Agent {
         fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
         let pins = bpffs::folder()?.join("node");
         let output = fs::File::create(place.join("agent.log"))?;
-        let mut command = cgroup.child("agent")?.command(tombolo()?);
+        let inner = cgroup.child("agent")?;
+        let mut command = inner.command(tombolo()?);
         command
             .args(["agent", "--cluster=west", "--node=node-1", "--zone=west-1"])
             .arg("--kubeconfig")
@@ -130,7 +131,7 @@ impl Agent {
             .stdout(output.try_clone()?)
             .stderr(output);
         let process = Process::start(&Netns::current()?, command)?.called("tombolo agent");
-        Ok(Self { process, place, pins, _cgroup: cgroup })
+        Ok(Self { process, place, pins, _cgroups: [inner, cgroup] })
     }
 
     /// Its pins.

@@ -245,6 +245,26 @@ fn a_derived_name_that_somebody_has_is_told_and_theirs_stays() {
 }
 
 #[test]
+fn a_mark_that_is_taken_off_takes_nothing_from_the_import_of_the_same_name() {
+    let mut scene = both(http(), http());
+    let derived = conventions::derived_name(&name("hello"));
+    scene.service("", &derived.name, json!({"labels": {"app": "theirs"}}), http());
+    // North exports nothing, and joins for a while.
+    scene.link("north", |_| {});
+    scene.world.apply(Change::Listed(LinkName("north".to_owned())));
+    let mark = json!({"annotations": {"service.cilium.io/global": "true"}});
+    for marked in [mark, json!({})] {
+        scene.service("", "hello", marked.clone(), http());
+        scene.service("north", "hello", marked, http());
+        scene.settle();
+    }
+    assert_eq!(condition(scene.get(Kind::Import, "hello"), "Ready").0, "False");
+    scene.no_service("", &derived.name);
+    scene.settle();
+    assert_eq!(condition(scene.get(Kind::Import, "hello"), "Ready").0, "True");
+}
+
+#[test]
 fn what_is_each_clusters_own_is_not_exported_and_says_so() {
     let mut scene = Scene::linked(&["east"]);
     scene.service("", "kube-system/kube-dns", json!({}), http());
