@@ -14,6 +14,23 @@ use k8s_openapi::api::{
 };
 use kube::Api;
 use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Sooner than a quiet API server says anything by itself, which it does once a minute.
+const UNASKED: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn an_api_server_with_nothing_federated_is_known_without_waiting_for_news() -> anyhow::Result<()> {
+    let Some(server) = Server::start().await? else { return Ok(()) };
+    ground(&server.client(0, "admin").await?).await?;
+    let began = Instant::now();
+    let mut followed = Followed::start(&server, 0, "admin").await?;
+    followed.until("synced", |it| it.synced == Some(true)).await?;
+    let elapsed = began.elapsed();
+    assert!(elapsed < UNASKED, "{elapsed:?}");
+    Ok(())
+}
 
 #[tokio::test]
 async fn what_is_federated_is_known_and_nothing_else() -> anyhow::Result<()> {

@@ -116,6 +116,8 @@ impl KubernetesSource {
                         last = Some(Instant::now());
                         let (round, watches) = self.begin_round(&mut teller.known, &names, &mut tasks, &shared);
                         rounds.insert(round, watches);
+                        // One without names is complete at once, and no news will say so.
+                        teller.is_new = true;
                     }
                 }
                 _ = show.tick() => drop(self.shown.send_replace(teller.show())),
