@@ -294,7 +294,7 @@ pub fn export(object: ExportObject, is_own: bool) -> ServiceExport {
     let labels = left.labels(spec.exported_labels.unwrap_or_default());
     let annotations = left.annotations(spec.exported_annotations.unwrap_or_default());
     ServiceExport {
-        labels,
+        labels: left.within_size(labels),
         annotations: left.within_size(annotations),
         created: created(&object.metadata),
         status: object.status.filter(|_| is_own).map(|status| told(&status)),

@@ -7,7 +7,7 @@ use crate::sources::objects::names::{is_label, is_subdomain};
 use std::collections::BTreeMap;
 
 /// Bytes of annotations that are copied to one object: half of what one may have.
-pub const MAX_ANNOTATIONS: usize = 128 << 10;
+pub const MAX_COPIED: usize = 128 << 10;
 /// The longest timeout of ClientIP affinity, in seconds.
 pub const MAX_AFFINITY: i32 = 86_400;
 
@@ -75,9 +75,9 @@ impl Left {
         self.pairs(given, |name, _| is_annotation(name))
     }
 
-    /// As many annotations, in the order of their names, as can be copied.
+    /// As many labels or annotations, in the order of their names, as can be copied.
     pub fn within_size(&mut self, given: BTreeMap<String, String>) -> BTreeMap<String, String> {
-        let mut room = MAX_ANNOTATIONS;
+        let mut room = MAX_COPIED;
         let mut kept = BTreeMap::new();
         for (name, value) in given {
             match room.checked_sub(name.len() + value.len()) {

@@ -1,6 +1,7 @@
 //! Watches: what one API server has of one kind of object, told as it changes.
 //!
-//! An object that can't be read is logged and left out: one of a peer's can't keep the others from being heard.
+//! An object that can't be read is logged and left out, or stays as it was read last: one of a peer's can't keep the
+//! others from being heard.
 
 use super::{
     names,

@@ -32,8 +32,10 @@ const BURST: u32 = 400;
 /// How long one write may take: an API server that accepts connections and never answers must not hold writers for good.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An API server's answer to an object that it can't take as it is.
-const INVALID: u16 = 422;
+/// Answers of an API server about one object: it can't be taken as it is, or somebody's policy or quota is against it.
+const FINAL: [u16; 4] = [400, 403, 413, 422];
+/// What an API server says, with code 500, when its store doesn't take an object of that size.
+const TOO_LARGE: &str = "request is too large";
 
 /// Writes into one cluster.
 #[derive(Clone)]
@@ -93,7 +95,7 @@ impl Writer {
                 }
                 Ok(Err(kube::Error::Api(status))) => {
                     let failure = format!("{said}: {} ({})", status.message, status.code);
-                    if status.code != INVALID {
+                    if !is_final(&status) {
                         return Performed { failure: Some(failure), ..performed };
                     }
                     warn!(reason = failure, "write refused; the rest goes on");
@@ -178,6 +180,11 @@ fn is_going(status: &Status) -> bool {
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
+/// Whether an object is refused for what it is, or by somebody's policy or quota: others may be taken nevertheless.
+fn is_final(status: &Status) -> bool {
+    FINAL.contains(&status.code) || status.message.contains(TOO_LARGE)
+}
+
 fn describe(step: &Step) -> String {
     match step {
         Step::Put(kind, name, _) => format!("apply {kind:?} {name}"),
@@ -226,4 +233,28 @@ fn now(kind: Kind, name: ObjectName, object: &RawObject) -> Option<Done> {
         Kind::Export => Change::Export(Origin::Own, name.clone(), Some(read::export(object.read().ok()?, true))),
     };
     Some(Done { watched: watched(kind), name, version, change })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_one_object_lets_the_rest_go_on() {
+        for (code, message, expected) in [
+            (400, "the object's encoding is invalid", true),
+            (403, "exceeded quota: services", true),
+            (413, "Request entity too large", true),
+            (422, "Service \"api\" is invalid", true),
+            (500, "etcdserver: request is too large", true),
+            (401, "Unauthorized", false),
+            (409, "the object has been modified", false),
+            (429, "too many requests", false),
+            (500, "etcdserver: request timed out", false),
+            (503, "the server is currently unable to handle the request", false),
+        ] {
+            let status = Status { code, message: message.to_owned(), ..Status::default() };
+            assert_eq!(is_final(&status), expected, "{code} {message}");
+        }
+    }
 }

@@ -42,9 +42,10 @@ pub(super) fn named(
 ) -> ServiceWish {
     let first = &members[0];
     let link = first.peer.map(|(_, link, _)| link);
-    let mut labels = copied(&first.service.labels, link.map_or(&[], |link| &link.excluded_labels));
+    let labels = copied(&first.service.labels, link.map_or(&[], |link| &link.excluded_labels));
     let annotations = copied(&first.service.annotations, link.map_or(&[], |link| &link.excluded_annotations));
     let mut left = Left::default();
+    let mut labels = left.within_size(labels);
     let mut annotations = left.within_size(annotations);
     if let Some((link, ..)) = first.peer
         && left.0 > 0

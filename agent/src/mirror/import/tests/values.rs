@@ -65,21 +65,28 @@ fn what_is_exported_with_labels_that_are_none_is_imported_without_them() {
 }
 
 #[test]
-fn an_import_never_has_more_annotations_or_ports_than_an_api_server_takes() {
+fn an_import_never_has_more_labels_annotations_or_ports_than_an_api_server_takes() {
     let mut scene = Scene::linked(&["east"]);
+    let mut labels = flat()["labels"].clone();
+    let many = labels.as_object_mut().unwrap();
+    many.extend((0..5_000).map(|number| (format!("tier-{number:04}"), json!("x".repeat(63)))));
     let annotations: serde_json::Map<String, Value> =
         (0..20).map(|number| (format!("note-{number:02}"), json!("x".repeat(20_000)))).collect();
     let ports: Vec<Value> = (1..5000).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
-    let meta = json!({"labels": flat()["labels"], "annotations": annotations});
+    let meta = json!({"labels": labels, "annotations": annotations});
     scene.service("east", "api", meta, json!(ports));
     scene.settle();
     let service = scene.get(Kind::Service, "api-east");
-    let size: usize =
-        service["metadata"]["annotations"].as_object().unwrap().values().map(|it| it.to_string().len()).sum();
-    assert!(size < 256 << 10 && size > 64 << 10, "{size}");
+    for place in ["labels", "annotations"] {
+        let copied = service["metadata"][place].as_object().unwrap();
+        let size: usize = copied.values().map(|it| it.to_string().len()).sum();
+        assert!(size < 256 << 10 && size > 64 << 10, "{place}: {size}");
+    }
     assert_eq!(service["spec"]["ports"].as_array().unwrap().len(), 1000);
     let refused = scene.desired(ImportKind::Named, "api-east").refused;
-    assert_eq!(refused.values().sum::<u32>(), 14);
+    // Each of these labels has 72 bytes; 6 of the annotations fit.
+    let labels = 5_000 - values::MAX_COPIED / 72;
+    assert_eq!(refused.values().sum::<u32>(), u32::try_from(labels).unwrap() + 14);
 }
 
 #[test]
