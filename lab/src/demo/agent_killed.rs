@@ -30,14 +30,14 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     stage.watch(Duration::from_secs(2))?;
     let dead = stage.report("west").since(&before);
     check("west while its agent is dead", &dead.by_cluster, &by_endpoint())?;
-    stage.fact("requests_while_dead", dead.requests);
+    stage.said.fact("requests_while_dead", dead.requests);
 
     let address = stage.clusters.service_addresses("west", "frontend-federated").v4;
     let services = stage.clusters.cluster_mut("west").client_agent()?.services()?;
     let backends = backends(&services, SocketAddr::new(address.into(), SERVICE_PORT))
         .with_context(|| format!("tombolo services knows nothing of {address} while the agent is dead: {services}"))?;
     ensure!(backends == 6, "tombolo services lists {backends} of 6 backends while the agent is dead");
-    stage.fact("backends_listed_while_dead", backends);
+    stage.said.fact("backends_listed_while_dead", backends);
 
     stage.clusters.mirroring.withdrawn.insert("north".to_owned());
     stage.clusters.publish()?;
@@ -52,8 +52,8 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     stage.watch(Duration::from_secs(2))?;
     check("west with its agent back", &stage.report("west").since(&before).by_cluster, &without)?;
     stage.stop()?;
-    stage.fact_ms("ready_again_ms", ready);
-    stage.note(format!(
+    stage.said.fact_ms("ready_again_ms", ready);
+    stage.said.note(format!(
         "{} requests while it was dead; ready again {} ms after its start",
         dead.requests,
         ready.as_millis()

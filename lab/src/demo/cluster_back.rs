@@ -63,17 +63,17 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     let last = Figures::of(last, back);
     let ours = outage.figures(Way::Tombolo, outage.summed, now, back);
     let theirs = outage.figures(Way::KubeProxy, outage.summed, now, back);
-    stage.sum(CALLERS, &ours.0, fields(&ours));
-    stage.field("kube_proxy", Value::Object(fields(&theirs)));
-    stage.field("clusters", minds);
-    stage.field("first_answer_ms", ms_after(back, first).into());
-    stage.field("full_share_ms", ms(full).into());
-    stage.note(in_words("Tombolo", &ours.0));
-    stage.note(in_words("kube-proxy", &theirs.0));
+    stage.said.sum(CALLERS, &ours.0, fields(&ours));
+    stage.said.field("kube_proxy", Value::Object(fields(&theirs)));
+    stage.said.field("clusters", minds);
+    stage.said.field("first_answer_ms", ms_after(back, first).into());
+    stage.said.field("full_share_ms", ms(full).into());
+    stage.said.note(in_words("Tombolo", &ours.0));
+    stage.said.note(in_words("kube-proxy", &theirs.0));
     if let Some(change) = stage.outage()?.change_in_words(back) {
-        stage.note(change);
+        stage.said.note(change);
     }
-    stage.note(format!(
+    stage.said.note(format!(
         "{LOST} answered again {:.0} ms after it was back, and had its share of {CALLED} after {:.0} ms",
         ms_after(back, first),
         ms(full)

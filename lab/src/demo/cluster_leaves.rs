@@ -51,7 +51,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         check(&format!("{cluster} with east back"), &stage.report(cluster).since(before).by_cluster, &by_endpoint())?;
     }
     stage.stop()?;
-    stage.fact_ms("last_request_to_east_ms", longest);
-    stage.note(format!("the last request to east began {} ms after it left", longest.as_millis()));
+    stage.said.fact_ms("last_request_to_east_ms", longest);
+    stage.said.note(format!("the last request to east began {} ms after it left", longest.as_millis()));
     Ok(())
 }

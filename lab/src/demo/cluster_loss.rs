@@ -2,16 +2,12 @@
 
 use super::{
     Scene,
-    habits::{Way, check_retries, fields, in_words},
+    habits::{Way, check_retries, check_silence, fields, in_words},
     outage::{CALLERS, LOST, Outage},
     stage::Stage,
 };
-use crate::{
-    attempts::ms_after,
-    caller::{End, Kind},
-    report::now,
-};
-use anyhow::{Context, Result, ensure};
+use crate::{caller::Kind, report::now};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -37,13 +33,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     let now = now()?;
     for way in [Way::Tombolo, Way::KubeProxy] {
         let attempts = outage.attempts(way, Kind::NewConnections, Duration::ZERO, now);
-        let of_lost = |end: &End| matches!(end, End::Answered(cluster) if cluster == LOST);
-        ensure!(attempts.iter().any(|attempt| of_lost(&attempt.end)), "{LOST} had not answered before it was lost");
-        let late = attempts.iter().find(|attempt| attempt.began > dark && of_lost(&attempt.end));
-        if let Some(late) = late {
-            let after = ms_after(lost, late.began);
-            anyhow::bail!("{LOST} answered a request that began {after} ms after it was lost");
-        }
+        check_silence(&attempts, LOST, lost, dark)?;
     }
     let ours = outage.figures(Way::Tombolo, Duration::ZERO, now, lost);
     let theirs = outage.figures(Way::KubeProxy, Duration::ZERO, now, lost);
@@ -52,13 +42,13 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         Ok(())
     })?;
     let minds = stage.minds(lost)?;
-    stage.sum(CALLERS, &ours.0, fields(&ours));
-    stage.field("kube_proxy", Value::Object(fields(&theirs)));
-    stage.field("clusters", minds);
-    stage.note(in_words("Tombolo", &ours.0));
-    stage.note(in_words("kube-proxy", &theirs.0));
+    stage.said.sum(CALLERS, &ours.0, fields(&ours));
+    stage.said.field("kube_proxy", Value::Object(fields(&theirs)));
+    stage.said.field("clusters", minds);
+    stage.said.note(in_words("Tombolo", &ours.0));
+    stage.said.note(in_words("kube-proxy", &theirs.0));
     if let Some(change) = stage.outage()?.change_in_words(lost) {
-        stage.note(change);
+        stage.said.note(change);
     }
     check_retries(&ours.0)
 }

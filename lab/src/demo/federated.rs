@@ -38,10 +38,10 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     let alike = pods.keys().map(|name| (name.clone(), 1.0)).collect();
     ensure!(pods.len() == 6, "of 6 pods these answered: {pods:?}");
     check("all pods", &pods, &alike)?;
-    stage.fact("by_pod", serde_json::to_value(&pods)?);
-    stage.fact("expected_per_cent", expected());
-    stage.note(format!("all 6 pods alike: {}", percent(by_endpoint().iter().map(|(name, &share)| (name, share)))));
-    stage.note("pods see the client's own address, clients the ClusterIP");
+    stage.said.fact("by_pod", serde_json::to_value(&pods)?);
+    stage.said.fact("expected_per_cent", expected());
+    stage.said.note(format!("all 6 pods alike: {}", percent(by_endpoint().iter().map(|(name, &share)| (name, share)))));
+    stage.said.note("pods see the client's own address, clients the ClusterIP");
     Ok(())
 }
 

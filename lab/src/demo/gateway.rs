@@ -30,7 +30,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         let tries: Vec<_> = pods.iter().map(|&pod| scope.spawn(move || refusal(client, pod))).collect();
         tries.into_iter().map(|tried| tried.join().expect("a try does not panic")).collect()
     });
-    stage.fact("direct", refusals?);
+    stage.said.fact("direct", refusals?);
 
     stage.ask("north", "analytics-east", false)?;
     stage.ask("north", "analytics-east", true)?;
@@ -45,7 +45,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         report.seen_as
     );
     ensure!(report.by_pod.len() == 2, "the gateway forwarded to {:?} only", report.by_pod.keys());
-    stage.note("directly: unreachable; by ClusterIP: both pods, through the gateway");
+    stage.said.note("directly: unreachable; by ClusterIP: both pods, through the gateway");
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! Callers of all habits that go on while a cluster dies and comes back: what each does, and what they amount to.
 
 use crate::{
-    attempts::Figures,
-    caller::{Attempt, Kind},
+    attempts::{Figures, ms_after},
+    caller::{Attempt, End, Kind},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -87,6 +87,17 @@ pub(crate) fn check_retries(figures: &Figures) -> Result<()> {
         figures.requests,
         failures.join("; ")
     );
+    Ok(())
+}
+
+/// Fails unless `cluster`, which was lost at `lost`, answered before, and nothing that began after `dark`, when all of it was
+/// gone.
+pub(crate) fn check_silence(attempts: &[Attempt], cluster: &str, lost: Duration, dark: Duration) -> Result<()> {
+    let is_its = |attempt: &&Attempt| matches!(&attempt.end, End::Answered(by) if by == cluster);
+    ensure!(attempts.iter().any(|attempt| is_its(&attempt)), "{cluster} had not answered before it was lost");
+    if let Some(late) = attempts.iter().filter(is_its).find(|attempt| attempt.began > dark) {
+        bail!("{cluster} answered a request that began {} ms after it was lost", ms_after(lost, late.began));
+    }
     Ok(())
 }
 

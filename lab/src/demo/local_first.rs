@@ -32,7 +32,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     act(stage, "no pod left", 2, &away)?;
     act(stage, "both back", 0, &home)?;
     stage.stop()?;
-    stage.note("west 100 %, then 50 %, then 0 %, then 100 % at home");
+    stage.said.note("west 100 %, then 50 %, then 0 %, then 100 % at home");
     Ok(())
 }
 
@@ -44,7 +44,7 @@ fn act(stage: &mut Stage<'_>, name: &str, gone: usize, expected: &BTreeMap<Strin
     }
     stage.clusters.publish()?;
     let time = stage.settle("frontend-federated", expected, &["west"])?;
-    stage.fact_ms(&format!("{name} after_ms").replace(' ', "_"), time);
+    stage.said.fact_ms(&format!("{name} after_ms").replace(' ', "_"), time);
     // Requests that began before are not counted.
     stage.watch(Duration::from_millis(300))?;
     let before = stage.report("west");

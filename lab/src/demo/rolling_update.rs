@@ -41,9 +41,9 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         }
     }
     ensure!(pods.len() == 2 * leaving.len(), "not every old and new pod answered: {pods:?}");
-    stage.fact("replaced", leaving.len());
-    stage.fact_ms("last_request_to_a_leaving_pod_ms", longest);
-    stage.note(format!(
+    stage.said.fact("replaced", leaving.len());
+    stage.said.fact_ms("last_request_to_a_leaving_pod_ms", longest);
+    stage.said.note(format!(
         "{} pods replaced; a leaving pod got its last request after {} ms at most",
         leaving.len(),
         longest.as_millis()

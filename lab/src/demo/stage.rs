@@ -8,13 +8,12 @@ use super::{
     summary::{Said, SceneResult},
 };
 use crate::{
-    attempts::Figures,
     clusters::{Client, Clusters, Load, NAMES},
     manifests::SERVICE_PORT,
     report::{Report, now},
 };
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -37,12 +36,10 @@ pub(super) struct Stage<'a> {
     screen: &'a mut Screen,
     began: Instant,
     clients: Vec<Client>,
-    done: BTreeMap<&'static str, Report>,
+    /// What goes into the table, the JSON and the summary.
+    pub(super) said: Said,
     outage: Option<Outage>,
     next: Option<&'static str>,
-    fields: Option<Map<String, Value>>,
-    facts: Map<String, Value>,
-    notes: Vec<String>,
 }
 
 impl<'a> Stage<'a> {
@@ -60,12 +57,9 @@ impl<'a> Stage<'a> {
             screen,
             began: Instant::now(),
             clients: Vec::new(),
-            done: BTreeMap::new(),
+            said: Said::default(),
             outage,
             next,
-            fields: None,
-            facts: Map::new(),
-            notes: Vec::new(),
         }
     }
 
@@ -187,7 +181,7 @@ impl<'a> Stage<'a> {
         for client in clients {
             let (cluster, report) = (client.cluster(), client.stop()?);
             seen.entry(cluster).or_default().add(&report);
-            self.done.entry(cluster).or_default().add(&report);
+            self.said.count(cluster, &report);
         }
         Ok(seen)
     }
@@ -212,40 +206,6 @@ impl<'a> Stage<'a> {
         self.outage.as_ref().context("no cluster was lost")?.minds(self.clusters, event)
     }
 
-    /// Puts what callers in `cluster` amount to into the table, and `fields` beside the scene's own into the JSON. From
-    /// here on the scene decides which failures it passes with.
-    pub(super) fn sum(&mut self, cluster: &'static str, figures: &Figures, fields: Map<String, Value>) {
-        let sum = Report {
-            requests: figures.requests,
-            failed: figures.failed,
-            by_cluster: figures.by_cluster.clone(),
-            other_peer: figures.other_peer,
-            ..Report::default()
-        };
-        self.done.entry(cluster).or_default().add(&sum);
-        self.fields.get_or_insert_default().extend(fields);
-    }
-
-    /// Puts a value beside the scene's own into the JSON.
-    pub(super) fn field(&mut self, name: &str, value: Value) {
-        self.fields.get_or_insert_default().insert(name.to_owned(), value);
-    }
-
-    /// Puts a figure into the JSON.
-    pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
-        self.facts.insert(name.to_owned(), value.into());
-    }
-
-    /// Puts a time into the JSON, in milliseconds; the name says so.
-    pub(super) fn fact_ms(&mut self, name: &str, time: Duration) {
-        self.fact(name, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    }
-
-    /// Tells people something in the summary.
-    pub(super) fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
-    }
-
     /// Ends the clients that are still there and sums up. An outage that the next scene
     /// goes on with is left to it.
     pub(super) fn end(mut self, played: Result<()>) -> Result<(SceneResult, Option<Outage>)> {
@@ -257,7 +217,6 @@ impl<'a> Stage<'a> {
         }
         let outcome = played.and(stopped);
         let began = now()?.saturating_sub(time);
-        let said = Said { fields: self.fields, facts: self.facts, notes: self.notes };
-        Ok((SceneResult::new(self.scene.name, began, time, self.done, said, outcome), left))
+        Ok((SceneResult::new(self.scene.name, began, time, self.said, outcome), left))
     }
 }

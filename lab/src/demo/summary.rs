@@ -1,6 +1,6 @@
 //! How the scenes ended, for people and for programs.
 
-use crate::{clusters::NAMES, report::Report};
+use crate::{attempts::Figures, clusters::NAMES, report::Report};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -50,12 +50,56 @@ pub(crate) struct SceneResult {
     fields: Map<String, Value>,
 }
 
-/// What a scene says of itself.
+/// What a scene saw, and says of itself.
+#[derive(Default)]
 pub(crate) struct Said {
+    /// What callers in each cluster have seen.
+    reports: BTreeMap<&'static str, Report>,
     /// Values beside the usual ones; with them, the scene itself decides which failed requests it passes with.
-    pub(crate) fields: Option<Map<String, Value>>,
-    pub(crate) facts: Map<String, Value>,
-    pub(crate) notes: Vec<String>,
+    fields: Option<Map<String, Value>>,
+    facts: Map<String, Value>,
+    notes: Vec<String>,
+}
+
+impl Said {
+    /// Puts what a caller in `cluster` has seen into the table.
+    pub(crate) fn count(&mut self, cluster: &'static str, report: &Report) {
+        self.reports.entry(cluster).or_default().add(report);
+    }
+
+    /// Puts what callers in `cluster` amount to into the table, and `fields` beside the scene's own into the JSON. From
+    /// here on the scene decides which failures it passes with.
+    pub(crate) fn sum(&mut self, cluster: &'static str, figures: &Figures, fields: Map<String, Value>) {
+        let sum = Report {
+            requests: figures.requests,
+            failed: figures.failed,
+            by_cluster: figures.by_cluster.clone(),
+            other_peer: figures.other_peer,
+            ..Report::default()
+        };
+        self.count(cluster, &sum);
+        self.fields.get_or_insert_default().extend(fields);
+    }
+
+    /// Puts a value beside the scene's own into the JSON.
+    pub(crate) fn field(&mut self, name: &str, value: Value) {
+        self.fields.get_or_insert_default().insert(name.to_owned(), value);
+    }
+
+    /// Puts a figure into the JSON.
+    pub(crate) fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.facts.insert(name.to_owned(), value.into());
+    }
+
+    /// Puts a time into the JSON, in milliseconds; the name says so.
+    pub(crate) fn fact_ms(&mut self, name: &str, time: Duration) {
+        self.fact(name, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    /// Tells people something in the summary.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -67,17 +111,10 @@ struct FailureShown {
 }
 
 impl SceneResult {
-    pub(crate) fn new(
-        name: &'static str,
-        began: Duration,
-        time: Duration,
-        reports: BTreeMap<&'static str, Report>,
-        said: Said,
-        outcome: Result<()>,
-    ) -> Self {
+    pub(crate) fn new(name: &'static str, began: Duration, time: Duration, said: Said, outcome: Result<()>) -> Self {
         let mut total = Report::default();
         let mut failures = Vec::new();
-        for (&client, report) in &reports {
+        for (&client, report) in &said.reports {
             total.add(report);
             failures.extend(report.failures.iter().map(|failure| FailureShown {
                 client,
@@ -96,7 +133,7 @@ impl SceneResult {
             failed: total.failed,
             failures,
             by_cluster: total.by_cluster,
-            by_client: reports.into_iter().map(|(client, report)| (client, report.by_cluster)).collect(),
+            by_client: said.reports.into_iter().map(|(client, report)| (client, report.by_cluster)).collect(),
             other_peer: total.other_peer,
             connect_us: total.connect_us,
             seconds: time.as_secs_f64(),

@@ -17,7 +17,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
     stage.clusters.publish()?;
     let expected = shares([("west", 36.0), ("east", 54.0), ("north", 10.0)]);
     let time = stage.settle("frontend-federated", &expected, &NAMES)?;
-    stage.fact_ms("in_force_after_ms", time);
+    stage.said.fact_ms("in_force_after_ms", time);
     stage.ask_everywhere("frontend-federated")?;
     stage.watch(Duration::from_secs(5))?;
     let mut total = crate::report::Report::default();
@@ -26,7 +26,7 @@ fn play(stage: &mut Stage<'_>) -> Result<()> {
         total.add(&report);
     }
     check("all clients", &total.by_cluster, &expected)?;
-    stage.fact("expected_per_cent", serde_json::to_value(&expected)?);
-    stage.note(format!("expected {}", percent(expected.iter().map(|(name, &share)| (name, share)))));
+    stage.said.fact("expected_per_cent", serde_json::to_value(&expected)?);
+    stage.said.note(format!("expected {}", percent(expected.iter().map(|(name, &share)| (name, share)))));
     Ok(())
 }

@@ -7,7 +7,6 @@ use super::{
     workloads::{FEDERATED, NAMESPACE},
 };
 use crate::{
-    attempts::Figures,
     clusters::{NAMES, agent},
     demo::{
         shares,
@@ -16,7 +15,7 @@ use crate::{
     report::{Report, now},
 };
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     thread,
@@ -38,24 +37,13 @@ pub(super) struct Stage<'a> {
     name: &'static str,
     began: Instant,
     clients: Vec<Client>,
-    done: BTreeMap<&'static str, Report>,
-    fields: Option<Map<String, Value>>,
-    facts: Map<String, Value>,
-    notes: Vec<String>,
+    /// What goes into the table, the JSON and the summary.
+    pub(super) said: Said,
 }
 
 impl<'a> Stage<'a> {
     pub(super) fn new(name: &'static str, ground: &'a Ground) -> Self {
-        Self {
-            ground,
-            name,
-            began: Instant::now(),
-            clients: Vec::new(),
-            done: BTreeMap::new(),
-            fields: None,
-            facts: Map::new(),
-            notes: Vec::new(),
-        }
+        Self { ground, name, began: Instant::now(), clients: Vec::new(), said: Said::default() }
     }
 
     /// Waits until what every scene starts from is in force.
@@ -179,44 +167,10 @@ impl<'a> Stage<'a> {
         let mut seen = Vec::new();
         for client in std::mem::take(&mut self.clients) {
             let (cluster, report) = (client.cluster, client.stop()?);
-            self.done.entry(cluster).or_default().add(&report);
+            self.said.count(cluster, &report);
             seen.push((cluster, report));
         }
         Ok(seen)
-    }
-
-    /// Puts what callers in `cluster` amount to into the table, and `fields` beside the scene's own into the JSON. From
-    /// here on the scene decides which failures it passes with.
-    pub(super) fn sum(&mut self, cluster: &'static str, figures: &Figures, fields: Map<String, Value>) {
-        let sum = Report {
-            requests: figures.requests,
-            failed: figures.failed,
-            by_cluster: figures.by_cluster.clone(),
-            other_peer: figures.other_peer,
-            ..Report::default()
-        };
-        self.done.entry(cluster).or_default().add(&sum);
-        self.fields.get_or_insert_default().extend(fields);
-    }
-
-    /// Puts a value beside the scene's own into the JSON.
-    pub(super) fn field(&mut self, name: &str, value: Value) {
-        self.fields.get_or_insert_default().insert(name.to_owned(), value);
-    }
-
-    /// Puts a figure into the JSON.
-    pub(super) fn fact(&mut self, name: &str, value: impl Into<Value>) {
-        self.facts.insert(name.to_owned(), value.into());
-    }
-
-    /// Puts a time into the JSON, in milliseconds; the name says so.
-    pub(super) fn fact_ms(&mut self, name: &str, time: Duration) {
-        self.fact(name, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    }
-
-    /// Tells people something in the summary.
-    pub(super) fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
     }
 
     /// Ends the clients that are still there and sums up.
@@ -224,8 +178,7 @@ impl<'a> Stage<'a> {
         let stopped = self.stop().context("end the clients").map(drop);
         let time = self.began.elapsed();
         let began = now()?.saturating_sub(time);
-        let said = Said { fields: self.fields, facts: self.facts, notes: self.notes };
-        Ok(SceneResult::new(self.name, began, time, self.done, said, played.and(stopped)))
+        Ok(SceneResult::new(self.name, began, time, self.said, played.and(stopped)))
     }
 }
 

@@ -34,7 +34,9 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     let seen = stage.sample("west", Duration::from_secs(1))?;
     check("west with its agent back", &seen.by_cluster, &by_endpoint())?;
     stage.stop()?;
-    stage.fact_ms("ready_again_ms", ready);
-    stage.note(format!("another pod's agent adopts {adopted} hooks; ready again after {:.1} s", ready.as_secs_f64()));
+    stage.said.fact_ms("ready_again_ms", ready);
+    stage
+        .said
+        .note(format!("another pod's agent adopts {adopted} hooks; ready again after {:.1} s", ready.as_secs_f64()));
     Ok(())
 }

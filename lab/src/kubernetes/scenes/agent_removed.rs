@@ -36,6 +36,6 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     let seen = stage.sample(CLUSTER, Duration::from_secs(1))?;
     check("west with agents again", &seen.by_cluster, &by_endpoint())?;
     stage.stop()?;
-    stage.note("agents removed and put back under load: kube-proxy takes over and hands back");
+    stage.said.note("agents removed and put back under load: kube-proxy takes over and hands back");
     Ok(())
 }

@@ -69,16 +69,16 @@ fn sum_up(stage: &mut Stage<'_>, outage: &Outage<'_>, full: Duration, end: Durat
     let last = Figures::of(last, back);
     let ours = outage.figures(Way::Tombolo, back, back);
     let theirs = outage.figures(Way::KubeProxy, back, back);
-    stage.sum(CALLERS, &ours.0, fields(&ours));
-    stage.field("kube_proxy", Value::Object(fields(&theirs)));
-    stage.field("first_answer_ms", ms_after(back, first).into());
-    stage.field("full_share_ms", ms(full).into());
-    stage.note(in_words("Tombolo", &ours.0));
-    stage.note(in_words("kube-proxy", &theirs.0));
+    stage.said.sum(CALLERS, &ours.0, fields(&ours));
+    stage.said.field("kube_proxy", Value::Object(fields(&theirs)));
+    stage.said.field("first_answer_ms", ms_after(back, first).into());
+    stage.said.field("full_share_ms", ms(full).into());
+    stage.said.note(in_words("Tombolo", &ours.0));
+    stage.said.note(in_words("kube-proxy", &theirs.0));
     if let Some(verdict) = outage.verdict_in_words() {
-        stage.note(verdict);
+        stage.said.note(verdict);
     }
-    stage.note(format!(
+    stage.said.note(format!(
         "{LOST} answered again {:.0} ms after it was back, and had its share of {FEDERATED} after {:.0} ms",
         ms_after(back, first),
         ms(full)

@@ -37,8 +37,8 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
         check(&format!("{cluster} with east back"), &seen.by_cluster, &by_endpoint())?;
     }
     stage.stop()?;
-    stage.fact_ms("left_after_ms", left);
-    stage.fact_ms("back_after_ms", back);
-    stage.note("east's label removed and put back: nobody notices");
+    stage.said.fact_ms("left_after_ms", left);
+    stage.said.fact_ms("back_after_ms", back);
+    stage.said.note("east's label removed and put back: nobody notices");
     Ok(())
 }

@@ -1,15 +1,14 @@
 //! A cluster dies without a word: its nodes stop answering, and its API server too.
 
 use crate::{
-    attempts::ms_after,
-    caller::{End, Kind},
-    demo::habits::{Way, check_retries, fields, in_words},
+    caller::Kind,
+    demo::habits::{Way, check_retries, check_silence, fields, in_words},
     kubernetes::{
         outage::{CALLERS, LOST, Outage, with_outage},
         stage::Stage,
     },
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -32,22 +31,16 @@ fn sum_up(stage: &mut Stage<'_>, outage: &Outage<'_>) -> Result<()> {
     let (lost, dark) = (outage.lost.context("lost above")?, outage.dark.context("lost above")?);
     for way in [Way::Tombolo, Way::KubeProxy] {
         let attempts = outage.attempts(way, Kind::NewConnections, Duration::ZERO, Duration::MAX);
-        let of_lost = |end: &End| matches!(end, End::Answered(cluster) if cluster == LOST);
-        ensure!(attempts.iter().any(|attempt| of_lost(&attempt.end)), "{LOST} had not answered before it was lost");
-        let late = attempts.iter().find(|attempt| attempt.began > dark && of_lost(&attempt.end));
-        if let Some(late) = late {
-            let after = ms_after(lost, late.began);
-            anyhow::bail!("{LOST} answered a request that began {after} ms after it was lost");
-        }
+        check_silence(&attempts, LOST, lost, dark)?;
     }
     let ours = outage.figures(Way::Tombolo, Duration::ZERO, lost);
     let theirs = outage.figures(Way::KubeProxy, Duration::ZERO, lost);
-    stage.sum(CALLERS, &ours.0, fields(&ours));
-    stage.field("kube_proxy", Value::Object(fields(&theirs)));
-    stage.note(in_words("Tombolo", &ours.0));
-    stage.note(in_words("kube-proxy", &theirs.0));
+    stage.said.sum(CALLERS, &ours.0, fields(&ours));
+    stage.said.field("kube_proxy", Value::Object(fields(&theirs)));
+    stage.said.note(in_words("Tombolo", &ours.0));
+    stage.said.note(in_words("kube-proxy", &theirs.0));
     if let Some(verdict) = outage.verdict_in_words() {
-        stage.note(verdict);
+        stage.said.note(verdict);
     }
     check_retries(&ours.0)
 }

@@ -52,6 +52,6 @@ fn imported(stage: &mut Stage<'_>) -> Result<()> {
     for (cluster, report) in stage.stop()? {
         check(&format!("clients in {cluster}"), &report.by_cluster, &by_endpoint())?;
     }
-    stage.note("ServiceExports in all clusters, ServiceImports and derived Services");
+    stage.said.note("ServiceExports in all clusters, ServiceImports and derived Services");
     Ok(())
 }

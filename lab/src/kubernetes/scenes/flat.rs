@@ -18,6 +18,6 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     for (from, service, to) in ways {
         check(&format!("{service} from {from}"), &seen[from].by_cluster, &shares([(to, 1.0)]))?;
     }
-    stage.note("straight to the other cluster's pods");
+    stage.said.note("straight to the other cluster's pods");
     Ok(())
 }

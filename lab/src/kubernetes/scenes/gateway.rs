@@ -29,7 +29,7 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     ground.link(FROM, TO, Reach::Pods)?;
     played?;
     stage.settle(FEDERATED, &by_endpoint(), &[FROM])?;
-    stage.note("directly: unreachable; by ClusterIP: both pods, through node ports of their cluster");
+    stage.said.note("directly: unreachable; by ClusterIP: both pods, through node ports of their cluster");
     Ok(())
 }
 
@@ -45,7 +45,7 @@ fn ask(stage: &mut Stage<'_>) -> Result<()> {
     for pod in &pods {
         refusals.push(refusal(stage, text(pod, "/status/podIP")?)?);
     }
-    stage.fact("direct", refusals);
+    stage.said.fact("direct", refusals);
 
     stage.ask(FROM, &service, false)?;
     stage.ask(FROM, &service, true)?;

@@ -26,7 +26,7 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     act(stage, "no pod left", 0, &away)?;
     act(stage, "both back", 2, &home)?;
     stage.stop()?;
-    stage.note("west 100 %, then 50 %, then 0 %, then 100 % at home");
+    stage.said.note("west 100 %, then 50 %, then 0 %, then 100 % at home");
     Ok(())
 }
 
@@ -34,7 +34,7 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
 fn act(stage: &mut Stage<'_>, name: &str, pods: usize, expected: &BTreeMap<String, f64>) -> Result<()> {
     stage.ground.scale("west", NAMESPACE, "frontend", pods)?;
     let time = stage.settle(FEDERATED, expected, &["west"])?;
-    stage.fact_ms(&format!("{name} after_ms").replace(' ', "_"), time);
+    stage.said.fact_ms(&format!("{name} after_ms").replace(' ', "_"), time);
     let seen = stage.sample("west", Duration::from_secs(2))?;
     check(&format!("west with {name}"), &seen.by_cluster, expected)
 }

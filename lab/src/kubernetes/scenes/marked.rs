@@ -17,6 +17,6 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
             check(&format!("clients of {service} in {cluster}"), &report.by_cluster, &by_endpoint())?;
         }
     }
-    stage.note("Services of one's own, joined by service.cilium.io/global and by istio.io/global");
+    stage.said.note("Services of one's own, joined by service.cilium.io/global and by istio.io/global");
     Ok(())
 }

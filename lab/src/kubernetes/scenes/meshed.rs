@@ -34,6 +34,6 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
             ensure!(*to == target, "{name} dialled {target}, and its socket went to {to}");
         }
     }
-    stage.note("two pods with a proxy at their first connect, and one that opted out: all keep the ClusterIP");
+    stage.said.note("two pods with a proxy at their first connect, and one that opted out: all keep the ClusterIP");
     Ok(())
 }

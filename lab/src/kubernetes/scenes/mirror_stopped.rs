@@ -24,6 +24,6 @@ pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     stage.ground.scale(CLUSTER, install::NAMESPACE, DEPLOYMENT, mirrors)?;
     west.rolled_out(install::NAMESPACE, "deployment/tombolo-mirror")?;
     replaced?;
-    stage.note("west's own pods replaced while it had no mirror");
+    stage.said.note("west's own pods replaced while it had no mirror");
     Ok(())
 }

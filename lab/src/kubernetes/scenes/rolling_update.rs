@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, time::Duration};
 pub(super) fn play(stage: &mut Stage<'_>) -> Result<()> {
     stage.ask_everywhere(FEDERATED)?;
     replace(stage, &NAMES)?;
-    stage.note("every pod of frontend replaced: nobody notices");
+    stage.said.note("every pod of frontend replaced: nobody notices");
     Ok(())
 }
 
@@ -51,6 +51,6 @@ pub(super) fn replace(stage: &mut Stage<'_>, clusters: &[&str]) -> Result<()> {
     let answered: BTreeSet<String> = stage.stop()?.into_values().flat_map(|report| report.by_pod.into_keys()).collect();
     let silent: Vec<&String> = old.union(&new).filter(|name| !answered.contains(*name)).collect();
     ensure!(silent.is_empty(), "these never answered: {silent:?}");
-    stage.fact("replaced", old.len());
+    stage.said.fact("replaced", old.len());
     Ok(())
 }
