@@ -24,6 +24,8 @@ use std::{
 
 /// Requests a second of each client.
 const RATE: u32 = 100;
+/// Requests that a sample has at least.
+const SAMPLED: u64 = 50;
 /// How long a change may take from a cluster's API server by a mirror to an agent of another cluster, on a machine that runs
 /// three of them.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
@@ -76,11 +78,13 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// What the clients in `cluster` see in so long, beginning with what is in force now.
+    /// What the clients in `cluster` see in so long, beginning with what is in force now; longer where a busy machine lets
+    /// them ask for little.
     pub(super) fn sample(&mut self, cluster: &str, time: Duration) -> Result<Report> {
         self.watch(SEEN_AFTER)?;
         let before = self.report(cluster);
         self.watch(time)?;
+        self.until("enough requests", |stage| stage.report(cluster).since(&before).requests >= SAMPLED)?;
         Ok(self.report(cluster).since(&before))
     }
 
@@ -138,16 +142,15 @@ impl<'a> Stage<'a> {
     fn whole_share(&mut self, cluster: &str) -> Result<()> {
         let begin = Instant::now();
         let (node, _) = self.ground.client(cluster)?;
+        let is_whole = |row: &Value| row["verdict"] == "up" && row["health"]["share"].as_u64().unwrap_or(100) == 100;
         loop {
-            let status = install::ask_agent(self.ground.cluster(cluster), &node, "status").context("ask the agent")?;
-            let rows = status["clusters"].as_object().context("it knows no clusters")?;
-            let is_whole =
-                |row: &Value| row["verdict"] == "up" && row["health"]["share"].as_u64().unwrap_or(100) == 100;
-            if NAMES.iter().all(|name| rows.contains_key(*name)) && rows.values().all(is_whole) {
+            let status = install::ask_agent(self.ground.cluster(cluster), &node, "status");
+            let rows = status.as_ref().map(|status| &status["clusters"]);
+            if rows.is_ok_and(|rows| NAMES.iter().all(|name| is_whole(&rows[name]))) {
                 return Ok(());
             }
             if begin.elapsed() > SETTLED_WITHIN {
-                bail!("the agent in {cluster} takes clusters for {}", status["clusters"]);
+                bail!("the agent in {cluster} takes clusters for {}", status.context("ask the agent")?["clusters"]);
             }
             self.watch(Duration::from_millis(500))?;
         }
