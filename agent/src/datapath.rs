@@ -19,7 +19,7 @@ pub mod probe;
 mod signs;
 mod table;
 
-use crate::tables::{Capacity, Installed, Maps, Step};
+use crate::tables::{Capacity, Installed, Maps, Part, Step};
 use anyhow::Context;
 use attach::Links;
 use aya::{Ebpf, EbpfLoader, maps::MapData};
@@ -45,6 +45,11 @@ pub trait Datapath {
 
     /// Reads the tables back, to plan from.
     fn read(&self) -> anyhow::Result<Maps>;
+
+    /// Whether a part of the tables holds what is known.
+    fn agree(&self, known: &Installed, part: Part) -> anyhow::Result<bool> {
+        Ok(self.read()?.agree(&known.to_maps(), part))
+    }
 
     /// Whether the backend of this index and generation has open connections.
     fn is_busy(&self, index: u32, generation: u32) -> anyhow::Result<bool>;
@@ -329,6 +334,10 @@ impl Datapath for Kernel {
 
     fn read(&self) -> anyhow::Result<Maps> {
         self.maps.read()
+    }
+
+    fn agree(&self, known: &Installed, part: Part) -> anyhow::Result<bool> {
+        self.maps.agree(known, part)
     }
 
     fn is_busy(&self, index: u32, generation: u32) -> anyhow::Result<bool> {

@@ -16,7 +16,7 @@ use crate::{
     report::{self, Question},
     resolve::{Conditions, Kept},
     sources::{Event, Problem},
-    tables::Verdicts,
+    tables::{Part, Verdicts},
 };
 use anyhow::Context;
 use judging::Judging;
@@ -38,7 +38,7 @@ use writer::Writer;
 
 /// How often it is looked whether all is still in place, and what failed is tried again.
 const TICK: Duration = Duration::from_secs(2);
-/// How often the tables are compared with what they should hold; the largest take some 20 ms.
+/// How often the tables are compared with what they should hold, a part at a time: the largest part takes some 10 ms.
 const AUDIT: Duration = Duration::from_secs(10);
 /// How often the hooks are proven by a process that is put into their cgroup. Where the agent is itself, it costs nothing
 /// and is done with every tick.
@@ -98,7 +98,8 @@ pub struct Reconciler {
     drift: u64,
     /// When the hooks were last proven.
     proven: Option<Instant>,
-    audited: Instant,
+    /// The part of the tables that is audited next.
+    audits: usize,
 }
 
 /// What keeps the agent from being ready, each as a sentence; none if that is as it should be.
@@ -156,7 +157,7 @@ impl Reconciler {
             strangers: None,
             drift: 0,
             proven: None,
-            audited: Instant::now(),
+            audits: 0,
         })
     }
 
@@ -180,6 +181,7 @@ impl Reconciler {
             interval
         };
         let (mut tick, mut look, mut listen, mut tell) = (every(TICK), every(LOOK), every(LISTEN), every(TELL));
+        let mut audit = every(AUDIT / u32::try_from(Part::ALL.len()).expect("there are few"));
         // The probe's own services come first: full tables must not keep us from being proven.
         block_in_place(|| self.pass());
         loop {
@@ -210,6 +212,7 @@ impl Reconciler {
                     }
                 }),
                 _ = tell.tick() => block_in_place(|| self.tell_health()),
+                _ = audit.tick() => block_in_place(|| self.audit()),
                 _ = tick.tick() => block_in_place(|| self.tick()),
             }
         }
@@ -347,9 +350,6 @@ impl Reconciler {
         self.look_for_strangers();
         self.count_refused_udp();
         self.mind_udp();
-        if self.audited.elapsed() >= AUDIT {
-            self.audit();
-        }
         let behind = self.faults.tables.is_some() || self.writer.datapath.waits();
         if self.look_for_pods(true) || behind {
             self.pass();
@@ -385,10 +385,11 @@ impl Reconciler {
         self.faults.hooks = fault;
     }
 
-    /// Compares the tables with what they should hold.
+    /// Compares the next part of the tables with what it should hold.
     fn audit(&mut self) {
-        self.audited = Instant::now();
-        match self.writer.audit() {
+        let part = Part::ALL[self.audits % Part::ALL.len()];
+        self.audits += 1;
+        match self.writer.audit(part) {
             Ok(true) => {}
             Ok(false) => {
                 self.drift += 1;

@@ -9,6 +9,7 @@ mod backends;
 mod check;
 mod free;
 mod installed;
+mod part;
 mod query;
 mod text;
 mod verdicts;
@@ -17,6 +18,7 @@ mod view;
 pub use self::{
     backends::Target,
     installed::Installed,
+    part::Part,
     text::{cluster_entry, cluster_name, object_name, service_name},
     verdicts::{ClusterVerdict, Verdicts},
 };

@@ -256,11 +256,14 @@ unsafe fn filled<V: aya::Pod>(mut values: Vec<MaybeUninit<V>>, count: usize) -> 
     values.into_iter().map(|value| unsafe { value.assume_init() }).collect()
 }
 
-/// Reads all elements of a hash. Those that are written meanwhile may be missed, or be there twice.
-pub(super) fn read_hash<K: aya::Pod, V: aya::Pod>(hash: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+/// Hands all elements of a hash to `take`, a part of them after the other. Those that are written meanwhile may be missed, or
+/// come twice.
+pub(super) fn each_of_hash<K: aya::Pod, V: aya::Pod>(
+    hash: BorrowedFd<'_>,
+    mut take: impl FnMut(K, V),
+) -> io::Result<()> {
     /// Elements read by one call: enough that the call itself costs nothing.
-    const CHUNK: u32 = 16_384;
-    let mut elements = Vec::new();
+    const CHUNK: u32 = 2048;
     let mut chunk = CHUNK;
     // Where to go on: a bucket, which the kernel reads whole.
     let (mut from, mut to) = (None, 0u32);
@@ -295,9 +298,9 @@ pub(super) fn read_hash<K: aya::Pod, V: aya::Pod>(hash: BorrowedFd<'_>) -> io::R
         let keys = unsafe { filled(keys, count) };
         // SAFETY: likewise.
         let values = unsafe { filled(values, count) };
-        elements.extend(keys.into_iter().zip(values));
+        keys.into_iter().zip(values).for_each(|(key, value)| take(key, value));
         if is_last {
-            return Ok(elements);
+            return Ok(());
         }
         from = Some(to);
     }

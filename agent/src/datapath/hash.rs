@@ -41,8 +41,15 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     where
         K: Ord,
     {
-        let elements = bpf::read_hash(self.fd.as_fd()).with_context(|| format!("read map {}", self.name))?;
+        // Put in order at once, which takes less memory than one after the other.
+        let mut elements = Vec::new();
+        self.each(|key, value| elements.push((key, value)))?;
         Ok(elements.into_iter().collect())
+    }
+
+    /// Hands over all elements, in no order. Nobody else may be writing.
+    pub(super) fn each(&self, take: impl FnMut(K, V)) -> anyhow::Result<()> {
+        bpf::each_of_hash(self.fd.as_fd(), take).with_context(|| format!("read map {}", self.name))
     }
 
     pub(super) fn insert(&mut self, key: &K, value: &V) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! The maps with their types. Their names and sizes appear here only.
 
+mod audit;
+
 use super::{clock, grace::Grace, hash::Hash, pins::Pins, table::Table};
 use crate::{
     report::States,

@@ -61,15 +61,20 @@ impl<V: Pod> Table<V> {
 
     /// All entries that are not free.
     pub(super) fn used<M: FromIterator<(u32, V)>>(&self, used: impl Fn(&V) -> bool) -> anyhow::Result<M> {
-        // Chunk by chunk, since most entries of a large array are free.
         let mut found = Vec::new();
-        let mut first = 0;
-        while first < self.len() {
-            let end = first.saturating_add(Self::chunk());
-            found.extend(self.read(first..end)?.into_iter().filter(|(_, value)| used(value)));
+        self.each(0..self.len(), |entries| found.extend(entries.into_iter().filter(|(_, value)| used(value))))?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Hands over the entries of `range`, a part of them after the other, since most entries of a large array are free.
+    pub(super) fn each(&self, range: Range<u32>, mut take: impl FnMut(Vec<(u32, V)>)) -> anyhow::Result<()> {
+        let mut first = range.start;
+        while first < range.end.min(self.len()) {
+            let end = first.saturating_add(Self::chunk()).min(range.end);
+            take(self.read(first..end)?);
             first = end;
         }
-        Ok(found.into_iter().collect())
+        Ok(())
     }
 
     pub(super) fn set(&mut self, index: u32, value: &V) -> anyhow::Result<()> {

@@ -24,6 +24,12 @@ impl Installed {
         self.services.get(self.frontends.get(key)?)
     }
 
+    /// The entries that frontends lead to, by index.
+    pub fn named(&self) -> impl Iterator<Item = (u32, &abi::Service)> {
+        let named = self.services.iter().filter(|(index, _)| !self.unnamed.contains(index));
+        named.map(|(index, service)| (*index, service))
+    }
+
     /// The slots of a group, none if they are not known.
     pub fn slots(&self, group: &abi::Group) -> &[abi::Slot] {
         self.slots.get(&group.first_slot).map_or(&[], Vec::as_slice)
