@@ -55,6 +55,7 @@
 //! for it. Dead ones are asked again with back-off until they answered
 //! twice, whether anything else on their path serves or not. While a path is in doubt or down, no backend of it is declared dead.
 
+mod by_index;
 mod canaries;
 mod changed;
 mod checks;
@@ -76,6 +77,7 @@ mod used;
 mod view;
 
 pub use self::{
+    by_index::ByIndex,
     changed::{Changed, Judged},
     findings::Findings,
     hz::Hz,
@@ -84,7 +86,7 @@ pub use self::{
 };
 
 use self::{
-    canaries::Candidate,
+    canaries::{Candidate, Candidates},
     checks::{Checks, Said},
     path::PathHealth,
 };
@@ -92,6 +94,7 @@ use crate::model::{ClusterName, Path, PeerState};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tombolo_ebpf::abi;
@@ -252,7 +255,7 @@ impl ClusterHealth {
 #[derive(Clone, Debug)]
 pub struct Health {
     seed: u64,
-    used: Used,
+    used: Arc<Used>,
     clusters: BTreeMap<ClusterName, ClusterHealth>,
     /// What the mirror said, also of clusters that are not used yet.
     peers: BTreeMap<ClusterName, PeerState>,
@@ -272,7 +275,7 @@ impl Health {
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
-            used: Used::default(),
+            used: Arc::default(),
             clusters: BTreeMap::new(),
             peers: BTreeMap::new(),
             checks: Checks::default(),
@@ -285,14 +288,16 @@ impl Health {
     }
 
     /// Takes in what the tables use now. What they have down or dead, and is not known here, is taken to be so.
-    pub fn use_these(&mut self, used: Used, signs: &impl Signs, now: Instant) {
-        let mut candidates: BTreeMap<(&ClusterName, Path), (u32, Vec<Candidate>)> = BTreeMap::new();
+    pub fn use_these(&mut self, used: impl Into<Arc<Used>>, signs: &impl Signs, now: Instant) {
+        let used = used.into();
+        let mut candidates: BTreeMap<(&ClusterName, Path), (u32, Candidates)> = BTreeMap::new();
         for (&index, backend) in used.backends.iter().filter(|(_, backend)| backend.serves) {
             let Some(cluster) = used.clusters.get(&backend.cluster) else {
                 continue;
             };
-            let of_path = candidates.entry((&cluster.name, backend.path)).or_insert((backend.cluster, Vec::new()));
-            of_path.1.push(Candidate::of(index, backend, self.seed));
+            let of_path =
+                candidates.entry((&cluster.name, backend.path)).or_insert((backend.cluster, Candidates::default()));
+            of_path.1.add(Candidate::of(index, backend, self.seed));
         }
         self.clusters.retain(|name, cluster| {
             cluster
@@ -307,7 +312,7 @@ impl Health {
             let cluster = self.clusters.entry(name.clone()).or_insert_with(new);
             let health = cluster.paths.entry(path).or_insert_with(|| PathHealth::new(index, down, now));
             let answered = |backend, generation| signs.backend_alive(backend, generation).is_some();
-            health.canaries.renew(candidates, answered);
+            health.canaries.renew(candidates.into_first(), answered);
         }
         for cluster in self.clusters.values_mut() {
             cluster.was_down |= cluster.is_down();

@@ -3,12 +3,7 @@
 //! Sources turn API objects into these types once and hand them over as [`Change`]s; everything behind the model works
 //! on these types alone. Whether an endpoint is *used* is decided in `resolve`, not here.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 /// A cluster's id in the ClusterSet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -190,9 +185,9 @@ pub struct Endpoint {
     /// Condition `terminating`.
     pub terminating: bool,
     /// The zone it is in.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// The node it is on; unknown for other clusters.
-    pub node: Option<String>,
+    pub node: Option<Arc<str>>,
 }
 
 /// A pod of this node, as far as it concerns the tables.
@@ -235,8 +230,8 @@ pub struct Model {
     pub services: BTreeMap<ServiceRef, Service>,
     /// EndpointSlices.
     pub slices: BTreeMap<ObjectName, Slice>,
-    /// Names of the slices of each Service.
-    pub slices_by_service: BTreeMap<ServiceRef, BTreeSet<ObjectName>>,
+    /// Names of the slices of each Service, in order: few, mostly one.
+    pub slices_by_service: BTreeMap<ServiceRef, Vec<ObjectName>>,
     /// This node's pods, by UID.
     pub pods: BTreeMap<String, Pod>,
 }
@@ -266,13 +261,17 @@ impl Model {
         if let Some(old) = self.slices.remove(&name)
             && let Some(names) = self.slices_by_service.get_mut(&old.owner)
         {
-            names.remove(&name);
+            names.retain(|other| *other != name);
             if names.is_empty() {
                 self.slices_by_service.remove(&old.owner);
             }
         }
         if let Some(slice) = slice {
-            self.slices_by_service.entry(slice.owner.clone()).or_default().insert(name.clone());
+            let names = self.slices_by_service.entry(slice.owner.clone()).or_default();
+            if let Err(at) = names.binary_search(&name) {
+                names.reserve_exact(1);
+                names.insert(at, name.clone());
+            }
             self.slices.insert(name, slice);
         }
         true

@@ -146,7 +146,7 @@ fn a_cluster_that_vanishes_goes_down_and_comes_back_and_if_all_do_nothing_change
         let (changed, mut changes) = watch::channel(Changed::default());
         let (views, mut seen) = watch::channel(View::default());
         let driver = tokio::spawn(Driver::new(1, Blind, received, changed, views).run());
-        facts.send(Fact::Used(world.used())).await?;
+        facts.send(Fact::Used(world.used().into())).await?;
         let all_count = |view: &View| {
             let views = &view.clusters;
             let mut canaries = views.iter().flat_map(|view| &view.paths).flat_map(|path| &path.canaries);

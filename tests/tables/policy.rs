@@ -359,7 +359,7 @@ proptest! {
                 }
                 slice.fallback = special == 1;
                 slice.peer = if special == 2 { PeerState::Stale } else { PeerState::Fresh };
-                slice.endpoints[0].zone = Some("a".to_owned());
+                slice.endpoints[0].zone = Some("a".into());
             });
             expected.extend(addresses.into_iter().map(octets));
         }

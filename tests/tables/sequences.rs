@@ -264,7 +264,7 @@ fn endpoint(address: IpAddr, (conditions, zone): (u8, usize)) -> Endpoint {
         3 => (false, false, true),
         _ => (true, true, false),
     };
-    let zone = [None, Some("a".to_owned()), Some("b".to_owned())][zone].clone();
+    let zone = [None, Some("a".into()), Some("b".into())][zone].clone();
     Endpoint { address, ready, serving, terminating, zone, node: None }
 }
 

@@ -2,7 +2,7 @@
 
 use super::used::UsedBackend;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
@@ -47,6 +47,39 @@ impl Candidate {
     }
 }
 
+/// The first [`CANDIDATES`] of all endpoints of a path, by rank: however many there are, no more are kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Candidates {
+    /// One port of each address, by rank and address. Those of this node apart: they say nothing about the network, and serve
+    /// only if there are no others.
+    remote: BTreeMap<(u64, IpAddr), Candidate>,
+    local: BTreeMap<(u64, IpAddr), Candidate>,
+}
+
+impl Candidates {
+    pub(super) fn add(&mut self, candidate: Candidate) {
+        let first = if candidate.local { &mut self.local } else { &mut self.remote };
+        let key = (candidate.rank, candidate.address.ip());
+        if first.len() >= CANDIDATES && first.last_key_value().is_some_and(|(last, _)| *last < key) {
+            return;
+        }
+        let order = |candidate: &Candidate| (candidate.address, candidate.key());
+        let known = first.entry(key).or_insert(candidate);
+        if order(&candidate) < order(known) {
+            *known = candidate;
+        }
+        if first.len() > CANDIDATES {
+            first.pop_last();
+        }
+    }
+
+    /// In the order in which they are to be chosen.
+    pub(super) fn into_first(self) -> Vec<Candidate> {
+        let first = if self.remote.is_empty() { self.local } else { self.remote };
+        first.into_values().collect()
+    }
+}
+
 /// Whether a path works, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Works {
@@ -79,17 +112,9 @@ pub(super) struct Canaries {
 }
 
 impl Canaries {
-    /// Chooses anew from `candidates`, and keeps those that are still among them. `answered` says whether anybody
+    /// Chooses anew from `candidates`, by rank, and keeps those that are still among them. `answered` says whether anybody
     /// on this node has heard the backend of an index and generation, which then comes first; asked for [`CANDIDATES`] of them at most.
-    pub(super) fn renew(&mut self, mut candidates: Vec<Candidate>, answered: impl Fn(u32, u32) -> bool) {
-        // Pods of this node say nothing about the network: they serve only if there are no others.
-        if candidates.iter().any(|candidate| !candidate.local) {
-            candidates.retain(|candidate| !candidate.local);
-        }
-        // One port of each address.
-        candidates.sort_unstable_by_key(|candidate| (candidate.rank, candidate.address, candidate.key()));
-        candidates.dedup_by_key(|candidate| candidate.address.ip());
-        candidates.truncate(CANDIDATES);
+    pub(super) fn renew(&mut self, candidates: Vec<Candidate>, answered: impl Fn(u32, u32) -> bool) {
         self.avoided.retain(|key| candidates.iter().any(|candidate| candidate.key() == *key));
         self.chosen.retain(|canary| candidates.contains(&canary.candidate));
         self.candidates = candidates;

@@ -1,6 +1,6 @@
 //! Backends that failed for somebody: asked until it is clear whether they are dead, and then until they are back.
 
-use super::used::UsedBackend;
+use super::{by_index::ByIndex, used::UsedBackend};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -132,7 +132,7 @@ impl Checks {
     }
 
     /// Goes on with what is still used, and takes over what the tables have dead.
-    pub(super) fn renew(&mut self, used: &BTreeMap<u32, UsedBackend>, now: Instant) {
+    pub(super) fn renew(&mut self, used: &ByIndex<UsedBackend>, now: Instant) {
         self.by_index.retain(|index, check| {
             let stays = used.get(index).filter(|used| used.generation == check.backend.generation);
             if let Some(used) = stays {

@@ -5,6 +5,7 @@ use crate::model::{ClusterName, PeerState};
 use anyhow::Context;
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -23,7 +24,7 @@ const SHOW: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// The tables use these now. To be sent when that changes, once a second at most.
-    Used(Used),
+    Used(Arc<Used>),
     /// The kernel reported these, in order.
     Events(Vec<Event>),
     /// The mirror says this of peers; of those not named it said nothing.

@@ -149,7 +149,7 @@ impl World {
 
     pub(super) fn use_these(&mut self) {
         self.by_cluster.clear();
-        for (&index, used) in &self.used.backends {
+        for (&index, used) in self.used.backends.iter() {
             self.by_cluster.entry(used.cluster).or_default().push(index);
             self.by_address.insert(used.address, index);
         }

@@ -1,6 +1,6 @@
 //! What this node's tables really use, cluster by cluster: all that is ever probed or judged.
 
-use super::gateways::cluster_of;
+use super::{by_index::ByIndex, gateways::cluster_of};
 use crate::{
     model::{ClusterName, Model, Path, Place},
     tables::{Installed, cluster_name},
@@ -18,7 +18,7 @@ pub struct Used {
     /// By index in [`abi::map::CLUSTERS`]; index 0 is the agent's own cluster.
     pub clusters: BTreeMap<u32, UsedCluster>,
     /// By index in [`abi::map::BACKENDS`].
-    pub backends: BTreeMap<u32, UsedBackend>,
+    pub backends: ByIndex<UsedBackend>,
 }
 
 /// An entry of [`abi::map::CLUSTERS`].
@@ -92,8 +92,10 @@ impl Used {
             };
             (index, used)
         };
-        let backends = known().filter(is_used).map(used).collect();
-        Self { clusters, backends }
+        // Room for all at once: grown bit by bit it would take twice as much for a moment.
+        let mut backends = Vec::with_capacity(installed.backends_len());
+        backends.extend(known().filter(is_used).map(used));
+        Self { clusters, backends: ByIndex::from(backends) }
     }
 }
 
@@ -232,6 +234,6 @@ mod tests {
         let steps = installed.verdict_steps(&back.verdicts(None));
         steps.iter().for_each(|step| installed.apply(step));
         assert_eq!(installed.backend(index).unwrap().verdict, abi::verdict::DRAINING);
-        assert_eq!(Used::of(&installed, &local).backends, [].into());
+        assert_eq!(Used::of(&installed, &local).backends, ByIndex::default());
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     model::{ClusterName, PeerState},
     resolve::Conditions,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -20,7 +20,7 @@ pub(super) struct Judging {
     /// What was put into force last; none until health has heard what is in use.
     in_force: Option<Changed>,
     /// What health was told last, and after how many changes of the model and of the tables.
-    used: Option<Used>,
+    used: Option<Arc<Used>>,
     told: Option<(u64, u64)>,
     peers: BTreeMap<ClusterName, PeerState>,
 }
@@ -86,8 +86,10 @@ impl Reconciler {
             self.judging.peers = peers;
         }
         let used = Used::of(self.writer.installed(), &local_addresses(&self.model, &self.place));
-        if self.judging.used.as_ref() != Some(&used) {
-            if !self.judging.tell(Fact::Used(used.clone())) {
+        if self.judging.used.as_deref() != Some(&used) {
+            // Health has it with us: it is as large as the tables are.
+            let used = Arc::new(used);
+            if !self.judging.tell(Fact::Used(Arc::clone(&used))) {
                 return;
             }
             self.judging.used = Some(used);

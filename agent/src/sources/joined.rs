@@ -6,16 +6,16 @@
 
 use super::objects::barred;
 use crate::model::{Change, ObjectName, Service, ServiceKind, ServiceRef, Slice};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What has passed so far, as far as it matters.
 #[derive(Debug, Default)]
 pub struct Joined {
     /// Services that are not federated by themselves.
     plain: BTreeMap<ServiceRef, Service>,
-    /// Names of the slices from source clusters, by the Service they belong to.
-    slices_by_service: BTreeMap<ServiceRef, BTreeSet<ObjectName>>,
-    /// The other way round.
+    /// How many slices from source clusters belong to each Service that has any.
+    slices_by_service: BTreeMap<ServiceRef, usize>,
+    /// The Services that these slices belong to.
     service_by_slice: BTreeMap<ObjectName, ServiceRef>,
 }
 
@@ -59,16 +59,16 @@ impl Joined {
         }
         if let Some(old) = self.service_by_slice.remove(name) {
             touched.entry(old.clone()).or_insert(Some(self.is_joined(&old)));
-            if let Some(names) = self.slices_by_service.get_mut(&old) {
-                names.remove(name);
-                if names.is_empty() {
+            if let Some(slices) = self.slices_by_service.get_mut(&old) {
+                *slices -= 1;
+                if *slices == 0 {
                     self.slices_by_service.remove(&old);
                 }
             }
         }
         if let Some(owner) = owner {
             touched.entry(owner.clone()).or_insert(Some(self.is_joined(owner)));
-            self.slices_by_service.entry(owner.clone()).or_default().insert(name.clone());
+            *self.slices_by_service.entry(owner.clone()).or_default() += 1;
             self.service_by_slice.insert(name.clone(), owner.clone());
         }
     }

@@ -41,8 +41,11 @@ pub(crate) fn key_of(backend: &Backend) -> BackendKey {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Backends {
     entries: Vec<Option<Entry>>,
-    /// Who has each address; looked up only, never iterated.
-    holders: HashMap<BackendKey, Holders>,
+    /// The first of those that have each address: the only one, unless services differ about its path or its cluster. Looked
+    /// up only, never iterated.
+    holders: HashMap<BackendKey, u32>,
+    /// The others, in order.
+    others: BTreeMap<BackendKey, Vec<u32>>,
     /// Entries that no slot of a service that a frontend names mentions.
     unnamed: BTreeSet<u32>,
 }
@@ -54,13 +57,6 @@ struct Entry {
     named: u32,
     /// The same for all services, those included that wait for a grace period.
     held: u32,
-}
-
-/// The backends with one address, as indexes in order: one, unless services differ about its path or its cluster.
-#[derive(Clone, Debug)]
-struct Holders {
-    first: u32,
-    others: Vec<u32>,
 }
 
 impl Backends {
@@ -76,10 +72,8 @@ impl Backends {
 
     /// The backends with this address, by index.
     pub(crate) fn holders(&self, key: &BackendKey) -> impl Iterator<Item = u32> + use<'_> {
-        let holders = self.holders.get(key);
-        let (first, others) =
-            (holders.map(|holders| holders.first), holders.map_or(&[][..], |holders| &holders.others));
-        first.into_iter().chain(others.iter().copied())
+        let others = if self.others.is_empty() { None } else { self.others.get(key) };
+        self.holders.get(key).copied().into_iter().chain(others.into_iter().flatten().copied())
     }
 
     pub(crate) fn named(&self, index: u32) -> u32 {
@@ -92,6 +86,11 @@ impl Backends {
 
     pub(crate) fn unnamed(&self) -> &BTreeSet<u32> {
         &self.unnamed
+    }
+
+    /// How many entries there are, with the free ones between them.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Backend)> {
@@ -114,8 +113,16 @@ impl Backends {
             self.forget(index, &old.backend);
         }
         match self.holders.entry(key_of(&backend)) {
-            hash_map::Entry::Vacant(vacant) => _ = vacant.insert(Holders { first: index, others: Vec::new() }),
-            hash_map::Entry::Occupied(mut holders) => holders.get_mut().add(index),
+            hash_map::Entry::Vacant(vacant) => _ = vacant.insert(index),
+            hash_map::Entry::Occupied(mut first) if *first.get() != index => {
+                let later = index.max(*first.get());
+                first.insert(index.min(*first.get()));
+                let others = self.others.entry(key_of(&backend)).or_default();
+                if let Err(at) = others.binary_search(&later) {
+                    others.insert(at, later);
+                }
+            }
+            hash_map::Entry::Occupied(_) => {}
         }
         old.map(|old| old.backend)
     }
@@ -175,35 +182,21 @@ impl Backends {
     /// Takes `index` out of the holders of its address.
     fn forget(&mut self, index: u32, backend: &Backend) {
         let key = key_of(backend);
-        let is_last = self.holders.get_mut(&key).is_some_and(|holders| !holders.remove(index));
-        if is_last {
-            self.holders.remove(&key);
-        }
-    }
-}
-
-impl Holders {
-    fn add(&mut self, index: u32) {
-        let later = index.max(self.first);
-        self.first = index.min(self.first);
-        if later != self.first
-            && let Err(at) = self.others.binary_search(&later)
-        {
-            self.others.insert(at, later);
-        }
-    }
-
-    /// Whether one is left.
-    fn remove(&mut self, index: u32) -> bool {
-        if let Ok(at) = self.others.binary_search(&index) {
-            self.others.remove(at);
-        } else if index == self.first {
-            if self.others.is_empty() {
-                return false;
+        let others = self.others.get_mut(&key);
+        if self.holders.get(&key) == Some(&index) {
+            match others.as_ref().and_then(|others| others.first().copied()) {
+                Some(next) => _ = self.holders.insert(key, next),
+                None => _ = self.holders.remove(&key),
             }
-            self.first = self.others.remove(0);
         }
-        true
+        if let Some(others) = others {
+            // Of the others, or the one that is the first now.
+            let first = self.holders.get(&key);
+            others.retain(|other| *other != index && Some(other) != first);
+            if others.is_empty() {
+                self.others.remove(&key);
+            }
+        }
     }
 }
 

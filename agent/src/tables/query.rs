@@ -45,6 +45,11 @@ impl Installed {
         self.backends.iter()
     }
 
+    /// How many these are at most.
+    pub(crate) fn backends_len(&self) -> usize {
+        self.backends.len()
+    }
+
     /// The index of a backend.
     pub fn find_backend(&self, target: &Target) -> Option<u32> {
         self.backends.find(target)

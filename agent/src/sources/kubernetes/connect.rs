@@ -22,7 +22,7 @@ use tower::util::MapResponseLayer;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a connection may be silent: on a watch that is well a bookmark comes every minute.
 const SILENCE: Duration = Duration::from_secs(90);
-/// Bytes of a line of an answer at most. A list comes in pages of 500 objects, few of which are larger than some kilobytes.
+/// Bytes of a line of an answer at most. A list comes in pages of 200 objects, few of which are larger than some kilobytes.
 const LONGEST: usize = 64 << 20;
 
 /// A client of the API server that a kubeconfig's current context names; without one, of the cluster that this pod is in.

@@ -3,6 +3,7 @@
 use super::{Field, ObjectError, Seen, address, annotation, cluster_name, label, names, object_name, port, protocol};
 use crate::model::{ClusterName, Endpoint, ObjectName, Path, PeerState, ServiceKind, ServicePort, ServiceRef, Slice};
 use k8s_openapi::{api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use std::sync::Arc;
 use tracing::debug;
 
 /// Most pods that one endpoint may claim to stand for: more than a cluster can have.
@@ -150,7 +151,24 @@ fn ports(slice: &ObjectName, given: &[discovery::EndpointPort]) -> Result<Vec<Se
 }
 
 fn endpoints(given: &[discovery::Endpoint], want_ipv4: bool) -> Result<Vec<Endpoint>, ObjectError> {
-    given.iter().enumerate().map(|(index, given)| endpoint(given, want_ipv4, index)).collect()
+    // As many as there are and no more: these are what takes most memory of all that is known.
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(given.len());
+    for (index, given) in given.iter().enumerate() {
+        let mut endpoint = endpoint(given, want_ipv4, index)?;
+        if let Some(last) = endpoints.last() {
+            share(&mut endpoint.zone, last.zone.as_ref());
+            share(&mut endpoint.node, last.node.as_ref());
+        }
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
+}
+
+/// Neighbours often are in one place: its name is in memory once then.
+fn share(name: &mut Option<Arc<str>>, other: Option<&Arc<str>>) {
+    if name.as_ref() == other {
+        *name = other.cloned();
+    }
 }
 
 fn endpoint(given: &discovery::Endpoint, want_ipv4: bool, index: usize) -> Result<Endpoint, ObjectError> {
@@ -167,8 +185,8 @@ fn endpoint(given: &discovery::Endpoint, want_ipv4: bool, index: usize) -> Resul
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        zone: given.zone.clone().filter(|zone| !zone.is_empty()),
-        node: given.node_name.clone().filter(|node| !node.is_empty()),
+        zone: given.zone.as_deref().filter(|zone| !zone.is_empty()).map(Arc::from),
+        node: given.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
     })
 }
 
