@@ -27,6 +27,26 @@ pub struct Plan {
     /// Whether the steps set entries free while something was refused: once they are carried out, planning again may find
     /// room for it.
     pub again: bool,
+    /// Whether services that differ are left for another plan, by [`Scope::most`].
+    pub left: bool,
+}
+
+/// What a plan looks at, and how much it does at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope<'a> {
+    /// The frontends whose services may differ from what is installed, so that a change costs what it concerns; none: any
+    /// may.
+    pub differing: Option<&'a BTreeSet<FrontendKey>>,
+    /// Slots and frontends that are written at most, so that a plan takes little memory; a single service may need more.
+    pub most: usize,
+    /// Whether it waits for programs to let go of what nothing leads to any more, and clears that. Without it these entries
+    /// stay taken, and nothing drains, until a plan that does. One that takes frontends away always does.
+    pub settles: bool,
+}
+
+impl Scope<'_> {
+    /// Everything at once.
+    pub const ALL: Self = Self { differing: None, most: usize::MAX, settles: true };
 }
 
 /// Plans the way from `installed` to `desired`.
@@ -50,25 +70,46 @@ pub struct Plan {
 /// not desired stay, and a service is changed only if its new version has all addresses and ports of the installed
 /// one, because what is missing may just not have been heard of yet. The same holds for pods.
 pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: &ClusterName, prune: bool) -> Plan {
+    plan_within(&Scope::ALL, desired, installed, capacity, own, prune)
+}
+
+/// Plans a part of the way: see [`plan`] and [`Scope`].
+pub fn plan_within(
+    scope: &Scope<'_>,
+    desired: &Desired,
+    installed: &Installed,
+    capacity: &Capacity,
+    own: &ClusterName,
+    prune: bool,
+) -> Plan {
     let mut plan = Plan::default();
     let Some(own_entry) = cluster_entry(own) else {
         plan.refused = desired.services.keys().map(|key| (*key, format!("cluster name {own:?} has no room"))).collect();
         return plan;
     };
     let clusters = Clusters::of(installed, own);
-    let changes = find_changes(desired, installed, &clusters, prune);
+    let changes = find_changes(scope.differing, desired, installed, &clusters, prune);
+    let settles = scope.settles || !changes.dropped.is_empty();
     let mut allot = Allot::new(installed, capacity, clusters);
     let mut layouts = Vec::new();
+    let mut written = 0;
     for (key, service) in changes.replaced.into_iter().chain(changes.added) {
+        if written >= scope.most {
+            plan.left = true;
+            break;
+        }
         match allot.lay_out(key, service) {
-            Ok(layout) => layouts.push(layout),
+            Ok(layout) => {
+                written += 1 + layout.addresses.len();
+                layouts.push(layout);
+            }
             Err(reason) => plan.refused.push((key, reason)),
         }
     }
     plan.refused.sort_unstable();
 
     let stays = Stays::of(desired, installed, &allot);
-    let leaves = Leaves::of(installed, &layouts, &changes.dropped, &stays, prune);
+    let leaves = Leaves::of(installed, &layouts, &changes.dropped, &stays, prune, settles);
     let ranges = cover::Needs::of(installed, &layouts, &changes.dropped, &leaves.backends.cleared);
     let widening = ranges.widening();
     let pods = pod_steps(desired, installed, capacity, prune, &mut plan.refused_pods);
@@ -98,14 +139,16 @@ pub fn plan(desired: &Desired, installed: &Installed, capacity: &Capacity, own: 
     steps.extend(pods.drops);
     steps.extend(leaves.backends.part());
     let narrowing = if prune { ranges.narrowing(&config) } else { None };
-    if leaves.awaits_grace {
-        steps.push(Step::Grace);
-    }
-    steps.extend(leaves.backends.drain());
-    steps.extend(leaves.backends.cleared.into_iter().map(Step::DropBackend));
-    steps.extend(leaves.clusters.into_iter().map(Step::DropCluster));
-    if let Some(narrow) = narrowing {
-        cover::switch(&mut config, narrow, &mut steps);
+    if settles {
+        if leaves.awaits_grace {
+            steps.push(Step::Grace);
+        }
+        steps.extend(leaves.backends.drain());
+        steps.extend(leaves.backends.cleared.into_iter().map(Step::DropBackend));
+        steps.extend(leaves.clusters.into_iter().map(Step::DropCluster));
+        if let Some(narrow) = narrowing {
+            cover::switch(&mut config, narrow, &mut steps);
+        }
     }
     plan.again = !plan.refused.is_empty() && steps.iter().any(frees)
         || !plan.refused_pods.is_empty() && steps.iter().any(|step| matches!(step, Step::DropPod(_)));
@@ -135,28 +178,63 @@ struct Changes<'a> {
     renamed: Vec<(u32, &'a ObjectName)>,
 }
 
-fn find_changes<'a>(desired: &'a Desired, installed: &Installed, clusters: &Clusters, prune: bool) -> Changes<'a> {
+fn find_changes<'a>(
+    differing: Option<&BTreeSet<FrontendKey>>,
+    desired: &'a Desired,
+    installed: &Installed,
+    clusters: &Clusters,
+    prune: bool,
+) -> Changes<'a> {
     let mut changes = Changes { replaced: Vec::new(), added: Vec::new(), dropped: Vec::new(), renamed: Vec::new() };
-    let mut old = installed.frontends().keys().peekable();
-    for (key, service) in &desired.services {
-        while let Some(gone) = old.next_if(|old| *old < key) {
-            changes.dropped.push(*gone);
-        }
-        if old.next_if_eq(&key).is_none() {
-            changes.added.push((*key, service));
-        } else if let Some(id) = compare::agrees(installed, clusters, key, service) {
-            if !installed.names().get(&id).is_some_and(|name| compare::same_name(name, &service.name)) {
-                changes.renamed.push((id, &service.name));
+    match differing {
+        Some(keys) => {
+            for key in keys {
+                let is_installed = installed.frontends().contains_key(key);
+                match desired.services.get(key) {
+                    Some(service) => changes.look(*key, service, is_installed, installed, clusters, prune),
+                    None => changes.dropped.extend(is_installed.then_some(*key)),
+                }
             }
-        } else if prune || compare::keeps_all(installed, key, service) {
-            changes.replaced.push((*key, service));
+        }
+        None => {
+            let mut old = installed.frontends().keys().peekable();
+            for (key, service) in &desired.services {
+                while let Some(gone) = old.next_if(|old| *old < key) {
+                    changes.dropped.push(*gone);
+                }
+                let is_installed = old.next_if_eq(&key).is_some();
+                changes.look(*key, service, is_installed, installed, clusters, prune);
+            }
+            changes.dropped.extend(old);
         }
     }
-    changes.dropped.extend(old);
     if !prune {
         changes.dropped.clear();
     }
     changes
+}
+
+impl<'a> Changes<'a> {
+    /// Notes what has to be done for a service that is desired.
+    fn look(
+        &mut self,
+        key: FrontendKey,
+        service: &'a DesiredService,
+        is_installed: bool,
+        installed: &Installed,
+        clusters: &Clusters,
+        prune: bool,
+    ) {
+        if !is_installed {
+            self.added.push((key, service));
+        } else if let Some(id) = compare::agrees(installed, clusters, &key, service) {
+            if !installed.names().get(&id).is_some_and(|name| compare::same_name(name, &service.name)) {
+                self.renamed.push((id, &service.name));
+            }
+        } else if prune || compare::keeps_all(installed, &key, service) {
+            self.replaced.push((key, service));
+        }
+    }
 }
 
 /// What drains: installed, in no slot, and not to be cleared.
@@ -197,11 +275,12 @@ impl<'a> Leaves<'a> {
         dropped: &[FrontendKey],
         stays: &Stays,
         prune: bool,
+        settles: bool,
     ) -> Self {
         let replaced = layouts.iter().map(|layout| layout.service.key);
         let gone: Vec<&abi::Service> =
             replaced.chain(dropped.iter().copied()).filter_map(|key| installed.entry(&key)).collect();
-        let backends = Fates::of(installed, layouts, &gone, &stays.backends, prune);
+        let backends = Fates::of(installed, layouts, &gone, &stays.backends, prune && settles);
         let awaits_grace =
             installed.awaits_grace() || !gone.is_empty() || !dropped.is_empty() || !backends.cleared.is_empty();
         if !prune {
@@ -209,7 +288,7 @@ impl<'a> Leaves<'a> {
             return Self { members, names, backends, clusters, awaits_grace };
         }
         let mut members = installed.stale_members().clone();
-        let mut names: BTreeSet<u32> = installed.stale_names().collect();
+        let mut names = installed.stale_names().clone();
         for service in &gone {
             members.extend(installed.members_of(service).filter(|member| installed.members().contains(member)));
             names.extend(installed.names().contains_key(&service.id).then_some(service.id));

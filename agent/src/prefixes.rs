@@ -3,8 +3,11 @@
 //! Programs compare an address with these before any look-up, so what isn't ours costs next to nothing. One code for
 //! both families: an IPv4 address is its IPv4-mapped IPv6 address until the very last conversion.
 
-use std::net::Ipv6Addr;
+use std::{net::Ipv6Addr, ops::RangeInclusive};
 use tombolo_ebpf::abi::{MAX_PREFIXES, Prefix4, Prefix6};
+
+/// The IPv4-mapped addresses.
+const MAPPED: RangeInclusive<u128> = 0xffff_0000_0000..=0xffff_ffff_ffff;
 
 /// Prefixes that cover a set of addresses; unused ones are `NONE`, used ones come first, in the order of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,18 +35,45 @@ impl Cover {
 ///
 /// Addresses are in network byte order, IPv4 as IPv4-mapped IPv6 addresses; order and duplicates don't matter.
 pub fn cover(addresses: impl IntoIterator<Item = [u8; 16]>) -> Cover {
-    let mut addresses: Vec<u128> = addresses.into_iter().map(u128::from_be_bytes).collect();
+    let mut addresses: Vec<[u8; 16]> = addresses.into_iter().collect();
     addresses.sort_unstable();
-    addresses.dedup();
-    let (v4, v6): (Vec<u128>, Vec<u128>) = addresses.into_iter().partition(|addr| addr >> 32 == 0xffff);
+    cover_ordered(|range| span(&addresses, range))
+}
+
+/// Likewise for addresses that are not walked through: `span` tells the first and the last one in a range, none if there
+/// is none. It is asked some fifty times, however many there are.
+pub fn cover_ordered(span: impl Fn(RangeInclusive<[u8; 16]>) -> Option<([u8; 16], [u8; 16])>) -> Cover {
+    let span = |range: RangeInclusive<u128>| {
+        let (first, last) = span(range.start().to_be_bytes()..=range.end().to_be_bytes())?;
+        Some((u128::from_be_bytes(first), u128::from_be_bytes(last)))
+    };
+    let span4 = |range: RangeInclusive<u128>| span(intersection(range, MAPPED)?);
+    let span6 = |range: RangeInclusive<u128>| {
+        let below = intersection(range.clone(), 0..=*MAPPED.start() - 1).and_then(span);
+        let above = intersection(range, *MAPPED.end() + 1..=u128::MAX).and_then(span);
+        Some((below.or(above)?.0, above.or(below)?.1))
+    };
     let mut cover = Cover::NONE;
-    for (entry, prefix) in cover.v4.iter_mut().zip(least(&v4, MAX_PREFIXES).prefixes) {
+    for (entry, prefix) in cover.v4.iter_mut().zip(least(&span4, 0..=u128::MAX, MAX_PREFIXES).prefixes) {
         *entry = Prefix4 { net: low(prefix.net).to_be(), mask: low(prefix.mask).to_be() };
     }
-    for (entry, prefix) in cover.v6.iter_mut().zip(least(&v6, MAX_PREFIXES).prefixes) {
+    for (entry, prefix) in cover.v6.iter_mut().zip(least(&span6, 0..=u128::MAX, MAX_PREFIXES).prefixes) {
         *entry = Prefix6 { net: halves(prefix.net), mask: halves(prefix.mask) };
     }
     cover
+}
+
+/// The first and the last address of a range, of addresses in order.
+pub fn span(ordered: &[[u8; 16]], range: RangeInclusive<[u8; 16]>) -> Option<([u8; 16], [u8; 16])> {
+    let from = ordered.partition_point(|addr| addr < range.start());
+    let end = ordered.partition_point(|addr| addr <= range.end());
+    let inside = ordered.get(from..end)?;
+    Some((*inside.first()?, *inside.last()?))
+}
+
+fn intersection(one: RangeInclusive<u128>, other: RangeInclusive<u128>) -> Option<RangeInclusive<u128>> {
+    let both = *one.start().max(other.start())..=*one.end().min(other.end());
+    (!both.is_empty()).then_some(both)
 }
 
 #[derive(Clone, Copy)]
@@ -59,13 +89,17 @@ struct Least {
     held: u128,
 }
 
-/// The best cover of `addresses`, sorted and without duplicates, by at most `most` prefixes.
+/// The best cover, by at most `most` prefixes, of the addresses in `range`, of which `span` tells the first and the last.
 ///
 /// The narrowest single prefix has one half that starts with a 0 bit and one that starts with a 1 bit after it; a better
 /// cover can only be one for each half. So each call looks at every way to share out `most` between the halves; with
-/// `most` = 4 that is a handful of calls, each a binary search.
-fn least(addresses: &[u128], most: usize) -> Least {
-    let (Some(&first), Some(&last)) = (addresses.first(), addresses.last()) else {
+/// `most` = 4 that is a handful of calls.
+fn least(
+    span: &impl Fn(RangeInclusive<u128>) -> Option<(u128, u128)>,
+    range: RangeInclusive<u128>,
+    most: usize,
+) -> Least {
+    let Some((first, last)) = span(range) else {
         return Least { prefixes: Vec::new(), held: 0 };
     };
     let differing = 128 - (first ^ last).leading_zeros();
@@ -75,9 +109,9 @@ fn least(addresses: &[u128], most: usize) -> Least {
         return single;
     }
     let branch = 1u128 << (differing - 1);
-    let (zero, one) = addresses.split_at(addresses.partition_point(|addr| addr & branch == 0));
+    let one = (first & !rest) | branch;
     (1..most)
-        .map(|share| join(least(zero, share), least(one, most - share)))
+        .map(|share| join(least(span, first..=one - 1, share), least(span, one..=last, most - share)))
         .fold(single, |best, next| if next.held < best.held { next } else { best })
 }
 
@@ -139,7 +173,12 @@ mod tests {
         #[test]
         fn no_other_cover_holds_less(bits in prop::collection::btree_set(0..32u128, 0..12), most in 1..4usize) {
             let addresses: Vec<u128> = bits.into_iter().collect();
-            prop_assert_eq!(least(&addresses, most).held, tried_out(&addresses, most));
+            let ordered: Vec<[u8; 16]> = addresses.iter().map(|address| address.to_be_bytes()).collect();
+            let span = |range: RangeInclusive<u128>| {
+                let (first, last) = span(&ordered, range.start().to_be_bytes()..=range.end().to_be_bytes())?;
+                Some((u128::from_be_bytes(first), u128::from_be_bytes(last)))
+            };
+            prop_assert_eq!(least(&span, 0..=u128::MAX, most).held, tried_out(&addresses, most));
         }
     }
 

@@ -315,7 +315,8 @@ impl Reconciler {
 
     /// Brings the kernel in step with what is desired.
     fn write(&mut self) {
-        let written = self.writer.bring_in_step(self.kept.desired(), self.complete, Instant::now());
+        let differing = self.kept.take_differing();
+        let written = self.writer.bring_in_step(self.kept.desired(), differing, self.complete, Instant::now());
         self.note_written(written);
         self.mind_udp();
     }
@@ -353,7 +354,8 @@ impl Reconciler {
         let behind = self.faults.tables.is_some() || self.writer.datapath.waits();
         if self.look_for_pods(true) || behind {
             self.pass();
-        } else if self.complete && self.writer.has_idle(Instant::now()) {
+        } else if self.complete && (self.writer.has_idle(Instant::now()) || self.writer.awaits_settling(Instant::now()))
+        {
             self.write();
         }
         let is_due = self.proven.is_none_or(|last| last.elapsed() >= PROOF);

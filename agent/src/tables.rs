@@ -7,6 +7,7 @@
 
 mod backends;
 mod check;
+mod differing;
 mod free;
 mod installed;
 mod part;
@@ -17,6 +18,7 @@ mod view;
 
 pub use self::{
     backends::Target,
+    differing::Differing,
     installed::Installed,
     part::Part,
     text::{cluster_entry, cluster_name, object_name, service_name},

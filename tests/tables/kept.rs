@@ -1,12 +1,17 @@
 //! What was resolved before is kept: after every change it is what all objects together give.
 
-use crate::sequences::{Operation, cluster, operation};
+use crate::{
+    sequences::{Operation, cluster, operation},
+    world::ROOMY,
+};
 use proptest::{prelude::*, test_runner::TestCaseError};
 use std::collections::BTreeMap;
 use tombolo::{
     health::gateways::set_apart,
     model::{Change, Model, Path, Place},
+    plan::{Plan, Scope, plan, plan_within},
     resolve::{Conditions, Kept, resolve},
+    tables::{Desired, Differing, Installed, Step},
 };
 
 proptest! {
@@ -45,6 +50,63 @@ proptest! {
             if *desired != expected || *problems != whole.problems {
                 return Err(TestCaseError::fail(format!("{desired:#?} instead of {expected:#?}")));
             }
+        }
+    }
+
+    /// Plans that look only at what may differ, write a little at a time and seldom wait for programs.
+    #[test]
+    fn a_plan_of_what_may_differ_finds_all_that_does(
+        operations in prop::collection::vec((operation(), prop::bool::weighted(0.8), prop::bool::weighted(0.3)), 1..60),
+        most in 1..20usize,
+    ) {
+        let place = Place { cluster: cluster(0), node: "node".into(), zone: Some("a".into()) };
+        let (mut model, mut kept, mut installed) = (Model::default(), Kept::default(), Installed::default());
+        let mut settled = Desired::default();
+        for (operation, is_looked_at, settles) in operations {
+            match operation {
+                Operation::Change(change) => {
+                    let change = plain(*change, false, false);
+                    kept.touch(&model, &change);
+                    model.apply(change);
+                }
+                Operation::Connect(bits) => installed.set_busy((0..16).filter(|bit| bits & 1 << bit != 0).collect()),
+                Operation::Kill(_) => kept.forget(),
+            }
+            if !is_looked_at {
+                continue;
+            }
+            kept.resolve(&model, &place, &Conditions::default());
+            let differing = kept.take_differing();
+            carry_out(&mut installed, kept.desired(), &differing, most, settles).map_err(TestCaseError::fail)?;
+            let rest = plan(kept.desired(), &installed, &ROOMY, &place.cluster, true);
+            let changes = |step: &&Step| matches!(step, Step::PutFrontend(..) | Step::DropFrontend(_) | Step::PutService(..));
+            prop_assert_eq!(rest.steps.iter().find(changes), None);
+            settled = kept.desired().clone();
+        }
+        installed.set_busy([].into());
+        for _ in 0..3 {
+            carry_out(&mut installed, &settled, &Differing::default(), most, true).map_err(TestCaseError::fail)?;
+        }
+        prop_assert_eq!(plan(&settled, &installed, &ROOMY, &place.cluster, true), Plan::default());
+    }
+}
+
+fn carry_out(
+    installed: &mut Installed,
+    desired: &Desired,
+    differing: &Differing,
+    most: usize,
+    settles: bool,
+) -> Result<(), String> {
+    loop {
+        let scope = Scope { differing: differing.frontends(), most, settles };
+        let plan = plan_within(&scope, desired, installed, &ROOMY, &cluster(0), true);
+        for step in &plan.steps {
+            installed.check(step, &ROOMY).map_err(|reason| format!("{step:?}: {reason}"))?;
+            installed.apply(step);
+        }
+        if !plan.left {
+            return Ok(());
         }
     }
 }

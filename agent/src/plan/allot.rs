@@ -46,7 +46,6 @@ impl<'a> Allot<'a> {
         let mut free_clusters = Free::all();
         free_clusters.take(0, 1);
         installed.clusters().keys().for_each(|&index| free_clusters.take(index, 1));
-        let last_stamp = installed.last_stamp();
         Self {
             installed,
             capacity,
@@ -61,8 +60,8 @@ impl<'a> Allot<'a> {
             frontends: installed.frontends().len(),
             members: installed.members().len(),
             spares: false,
-            last_stamp,
-            taken_stamps: installed.stamps().filter(|&stamp| stamp > last_stamp).collect(),
+            last_stamp: installed.last_stamp(),
+            taken_stamps: installed.stamps_ahead(),
         }
     }
 

@@ -19,13 +19,13 @@ pub(super) struct Fates<'a> {
 }
 
 impl<'a> Fates<'a> {
-    /// Those in `stays` are not cleared; none is without `prune`.
+    /// Those in `stays` are not cleared; none is without `clears`.
     pub(super) fn of(
         installed: &'a Installed,
         layouts: &[Layout],
         gone: &[&abi::Service],
         stays: &BTreeSet<u32>,
-        prune: bool,
+        clears: bool,
     ) -> Self {
         let mut change: BTreeMap<u32, i64> = installed.unnamed_backends().iter().map(|&index| (index, 0)).collect();
         for service in gone {
@@ -43,7 +43,7 @@ impl<'a> Fates<'a> {
             let users = i64::from(installed.backend_users(index));
             if users + change > 0 {
                 fates.taken.extend((users == 0).then_some(index));
-            } else if prune && users == 0 && installed.is_idle(index) && !stays.contains(&index) {
+            } else if clears && users == 0 && installed.is_idle(index) && !stays.contains(&index) {
                 fates.cleared.push(index);
             } else {
                 fates.left.push(index);

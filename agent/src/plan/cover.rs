@@ -3,10 +3,10 @@
 
 use super::layout::Layout;
 use crate::{
-    prefixes::{Cover, cover},
+    prefixes::{Cover, cover, cover_ordered, span},
     tables::{Installed, Step, to_ranges},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 use tombolo_ebpf::abi::{BackendKey, Config, FrontendKey, Ranges};
 
 /// What a plan asks of the prefixes.
@@ -40,7 +40,7 @@ impl<'a> Needs<'a> {
             return None;
         }
         let all_frontends = self.installed.frontends().keys().map(|key| key.addr).chain(new_frontends);
-        Some(to_ranges(cover(all_frontends), cover(self.installed.backend_addresses().chain(self.new_backends()))))
+        Some(to_ranges(cover(all_frontends), self.cover_backends(&[])))
     }
 
     /// The prefixes to switch to at the end from those in force then; none if nothing left that they were for.
@@ -59,7 +59,7 @@ impl<'a> Needs<'a> {
             (narrow.frontends4, narrow.frontends6) = (frontends.v4, frontends.v6);
         }
         if !self.cleared.is_empty() {
-            let backends = cover(self.backends_left().chain(self.new_backends()));
+            let backends = self.cover_backends(self.cleared);
             (narrow.backends4, narrow.backends6) = (backends.v4, backends.v6);
         }
         (narrow != *active).then_some(narrow)
@@ -75,13 +75,39 @@ impl<'a> Needs<'a> {
         self.layouts.iter().flat_map(|layout| &layout.addresses).copied()
     }
 
-    /// The addresses of the backends that this plan doesn't clear.
-    fn backends_left(&self) -> impl Iterator<Item = [u8; 16]> {
-        let stays = |index: u32| self.cleared.binary_search(&index).is_err();
-        let any_stays = move |key: &BackendKey| self.installed.holders(key).any(stays);
-        let led = self.installed.backend_of().iter();
-        let led = led.filter(move |(key, index)| stays(**index) || any_stays(key)).map(|(key, _)| key);
-        led.chain(self.installed.astray().iter().filter(move |key| any_stays(key))).map(|key| key.addr)
+    /// The prefixes that cover all backends but those that are `cleared`.
+    fn cover_backends(&self, cleared: &[u32]) -> Cover {
+        let mut new: Vec<[u8; 16]> = self.new_backends().collect();
+        new.sort_unstable();
+        cover_ordered(|range| join(self.backends_left(range.clone(), cleared), span(&new, range)))
+    }
+
+    /// The first and the last address of a range among those of the backends but these.
+    fn backends_left(&self, range: RangeInclusive<[u8; 16]>, cleared: &[u32]) -> Option<([u8; 16], [u8; 16])> {
+        let key = |addr, rest: u8| BackendKey { addr, port: [rest; 2], proto: rest, pad: rest };
+        let range = key(*range.start(), 0)..=key(*range.end(), u8::MAX);
+        let stays = |index: u32| cleared.binary_search(&index).is_err();
+        let any_stays = |key: &BackendKey| self.installed.holders(key).any(stays);
+        let led = self.installed.backend_of().range(range.clone());
+        let mut led =
+            led.filter(|(key, index)| cleared.is_empty() || stays(**index) || any_stays(key)).map(|(key, _)| key.addr);
+        let astray = self.installed.astray().range(range);
+        let mut astray = astray.filter(|key| cleared.is_empty() || any_stays(key)).map(|key| key.addr);
+        join(ends(&mut led), ends(&mut astray))
+    }
+}
+
+/// The first and the last.
+fn ends(ordered: &mut impl DoubleEndedIterator<Item = [u8; 16]>) -> Option<([u8; 16], [u8; 16])> {
+    let first = ordered.next()?;
+    Some((first, ordered.next_back().unwrap_or(first)))
+}
+
+/// The first and the last of both.
+fn join(one: Option<([u8; 16], [u8; 16])>, other: Option<([u8; 16], [u8; 16])>) -> Option<([u8; 16], [u8; 16])> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
+        (one, other) => one.or(other),
     }
 }
 

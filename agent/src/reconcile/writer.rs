@@ -3,9 +3,9 @@
 use crate::{
     datapath::Datapath,
     model::ClusterName,
-    plan::plan,
+    plan::{Scope, plan_within},
     report::socket_address,
-    tables::{Capacity, Desired, Installed, Part, Step, Verdicts},
+    tables::{Capacity, Desired, Differing, Installed, Part, Step, Verdicts},
 };
 use anyhow::Context;
 use std::{
@@ -21,6 +21,11 @@ const PLANS: usize = 8;
 /// How long a backend stays at least once no slot names it: a thread that was sent there at the last moment may be
 /// kept from sending its SYN for a while, if its pod's CPU time is used up.
 const LINGER: Duration = Duration::from_secs(2);
+/// How far apart it is at least that programs are waited for, which takes some 10 ms: a change meanwhile doesn't wait too.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Slots and frontends that one plan writes: those of large tables take several, or the plan of a start would take as much
+/// memory as the tables themselves.
+const MOST: usize = 8192;
 
 /// The one writer of the tables, and what it knows of them.
 pub(super) struct Writer<D> {
@@ -33,6 +38,10 @@ pub(super) struct Writer<D> {
     writes: u64,
     /// A step failed or the tables are not what they should be: they have to be read before anything is planned.
     unknown: bool,
+    /// The frontends that may differ from what is desired.
+    differing: Differing,
+    /// When programs were last waited for.
+    settled: Option<Instant>,
     refused: BTreeMap<FrontendKey, String>,
     refused_pods: usize,
     /// What health has found out; none until it has said anything.
@@ -55,6 +64,8 @@ impl<D: Datapath> Writer<D> {
             installed: Installed::default(),
             writes: 0,
             unknown: true,
+            differing: Differing::All,
+            settled: None,
             refused: BTreeMap::new(),
             refused_pods: 0,
             verdicts: None,
@@ -92,39 +103,67 @@ impl<D: Datapath> Writer<D> {
     }
 
     /// Writes what is missing; what isn't desired goes if `prune` says so, backends once they have no connections.
+    /// `differing` are the frontends for which something else may be desired than when this was called last.
     ///
     /// # Errors
     ///
     /// A write failed. Every look-up still finds the old or the new version of its service, and the next call goes on from
     /// what there is.
-    pub(super) fn bring_in_step(&mut self, desired: &Desired, prune: bool, now: Instant) -> anyhow::Result<()> {
+    pub(super) fn bring_in_step(
+        &mut self,
+        desired: &Desired,
+        differing: Differing,
+        prune: bool,
+        now: Instant,
+    ) -> anyhow::Result<()> {
+        self.differing.join(differing);
         if self.unknown {
             self.read_back().context("read the tables back")?;
         }
         self.put_verdicts()?;
-        let mut done = 0;
-        let mut again = true;
-        for _ in 0..PLANS {
-            if !again {
-                break;
-            }
+        let mut settles = self.settled.is_none_or(|last| now.saturating_duration_since(last) >= SETTLE);
+        let (mut done, mut plans) = (0, 0);
+        while plans < PLANS {
             self.look_at_left(now);
-            let plan = plan(desired, &self.installed, &self.capacity, &self.own, prune);
+            // What was not pruned differs still, whatever changed since.
+            let differing = self.differing.frontends().filter(|_| prune);
+            let scope = Scope { differing, most: MOST, settles };
+            let plan = plan_within(&scope, desired, &self.installed, &self.capacity, &self.own, prune);
             let idle: Vec<(u32, u32)> = self.idle().collect();
             self.carry_out(&plan.steps)?;
             self.put_verdicts()?;
             self.look_at_left(now);
-            if prune {
-                self.draining = idle.into_iter().filter(|backend| self.left.contains_key(backend)).collect();
-            }
             done += plan.steps.len();
-            again = plan.again;
+            if settles {
+                self.settled = Some(now);
+                if prune {
+                    self.draining = idle.into_iter().filter(|backend| self.left.contains_key(backend)).collect();
+                }
+            }
+            if plan.left {
+                settles = false;
+                continue;
+            }
+            plans += 1;
+            if prune {
+                self.differing = Differing::Only(plan.refused.iter().map(|(key, _)| *key).collect());
+            }
+            let is_short = !plan.refused.is_empty() && !settles && self.installed.awaits_grace();
             self.note_refused(plan.refused.into_iter().collect(), plan.refused_pods.len());
+            if !plan.again && !is_short {
+                break;
+            }
+            settles = true;
         }
         if done > 0 {
             info!(steps = done, frontends = self.installed.frontends().len(), "tables changed");
         }
         Ok(())
+    }
+
+    /// Whether something is in place still that only programs which were running at its last change need.
+    pub(super) fn awaits_settling(&self, now: Instant) -> bool {
+        self.installed.awaits_grace() && self.settled.is_none_or(|last| now.saturating_duration_since(last) >= SETTLE)
     }
 
     /// Puts what health found out into force: now, ahead of any plan, and for whatever plans install from now on.
@@ -212,7 +251,7 @@ impl<D: Datapath> Writer<D> {
     fn read_back(&mut self) -> anyhow::Result<()> {
         self.datapath.apply(&Step::Grace)?;
         self.installed = Installed::from_maps(self.datapath.read()?);
-        self.unknown = false;
+        (self.unknown, self.differing) = (false, Differing::All);
         self.writes += 1;
         info!(
             frontends = self.installed.frontends().len(),
@@ -324,15 +363,15 @@ mod tests {
             let mut failures = 0;
             for state in &states {
                 // A change may come at once, or after the retry: both go on from half a plan.
-                if let Err(error) = writer.bring_in_step(state, true, now) {
+                if let Err(error) = writer.bring_in_step(state, Differing::All, true, now) {
                     ensure!(format!("{error:#}").contains("out of luck"), "{error:#}");
                     failures += 1;
                     if fails_at.is_some_and(|step| step % 2 == 0) {
-                        writer.bring_in_step(state, true, now)?;
+                        writer.bring_in_step(state, Differing::All, true, now)?;
                     }
                 }
             }
-            writer.bring_in_step(&states[2], true, now + LINGER)?;
+            writer.bring_in_step(&states[2], Differing::All, true, now + LINGER)?;
             anyhow::Ok((failures, writer))
         };
         let (_, calm) = run(None).unwrap();
@@ -351,12 +390,12 @@ mod tests {
     fn a_table_that_somebody_else_changed_is_found_and_mended() {
         let (state, now) = (desired(&[1, 2]), Instant::now());
         let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
-        writer.bring_in_step(&state, true, now).unwrap();
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
         assert!(audit(&mut writer).unwrap());
         let key = *state.services.keys().next().unwrap();
         writer.datapath.kernel.apply(&Step::DropFrontend(key));
         assert!(!audit(&mut writer).unwrap());
-        writer.bring_in_step(&state, true, now).unwrap();
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
         assert!(audit(&mut writer).unwrap());
         assert!(writer.datapath.kernel.service(&key).is_some());
     }
@@ -365,20 +404,48 @@ mod tests {
     fn what_finds_no_room_is_refused_until_there_is_some() {
         let (capacity, now) = (Capacity { frontends: 2, ..CAPACITY }, Instant::now());
         let mut writer = Writer::new(Fake::new(None), capacity, ClusterName("west".to_owned())).unwrap();
-        writer.bring_in_step(&desired(&[1, 2, 3]), true, now).unwrap();
+        writer.bring_in_step(&desired(&[1, 2, 3]), Differing::All, true, now).unwrap();
         assert_eq!(writer.refused().len(), 1);
         assert_eq!(writer.installed().frontends().len(), 2);
-        writer.bring_in_step(&desired(&[2, 3]), true, now).unwrap();
+        writer.bring_in_step(&desired(&[2, 3]), Differing::All, true, now).unwrap();
         assert_eq!(writer.refused().len(), 0);
         assert_eq!(writer.installed().view(), desired(&[2, 3]));
     }
+
+    #[test]
+    fn what_may_differ_is_all_that_is_looked_at_and_programs_are_waited_for_now_and_then() {
+        let start = Instant::now();
+        let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
+        writer.bring_in_step(&desired(&[1, 2, 3]), Differing::All, true, start).unwrap();
+        let keys: Vec<FrontendKey> = desired(&[1, 2, 3]).services.into_keys().collect();
+        let mut changed = desired(&[1, 2, 3]);
+        for service in changed.services.values_mut() {
+            service.exclusive = true;
+        }
+        for (at, key) in keys.iter().enumerate() {
+            writer.bring_in_step(&changed, Differing::Only([*key].into()), true, start).unwrap();
+            let installed = writer.installed().view();
+            assert_eq!(installed.services.values().filter(|service| service.exclusive).count(), at + 1);
+        }
+        assert!(writer.installed().awaits_grace(), "nobody waited for programs");
+        assert!(!writer.awaits_settling(start));
+        let later = start + SETTLE;
+        assert!(writer.awaits_settling(later));
+        writer.bring_in_step(&changed, Differing::default(), true, later).unwrap();
+        assert!(!writer.awaits_settling(later) && !writer.installed().awaits_grace());
+        assert_eq!(writer.installed().view(), changed);
+        assert!(audit(&mut writer).unwrap());
+        writer.bring_in_step(&desired(&[2]), Differing::Only(keys.into_iter().collect()), true, later).unwrap();
+        assert_eq!(writer.installed().view(), desired(&[2]));
+    }
+
     #[test]
     fn a_backend_stays_while_it_has_connections_and_for_a_moment_after_it_left() {
         let start = Instant::now();
         let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
         let backends = |writer: &Writer<Fake>| writer.installed().backends().count();
-        writer.bring_in_step(&desired(&[4]), true, start).unwrap();
-        writer.bring_in_step(&desired(&[2]), true, start).unwrap();
+        writer.bring_in_step(&desired(&[4]), Differing::All, true, start).unwrap();
+        writer.bring_in_step(&desired(&[2]), Differing::All, true, start).unwrap();
         assert_eq!(backends(&writer), 4, "programs may just have chosen them");
         assert!(!writer.has_idle(start + LINGER / 2));
 
@@ -386,21 +453,23 @@ mod tests {
         writer.datapath.busy.insert((index, left.generation));
         let later = start + LINGER;
         assert!(writer.has_idle(later));
-        writer.bring_in_step(&desired(&[2]), true, later).unwrap();
+        writer.bring_in_step(&desired(&[2]), Differing::All, true, later).unwrap();
         assert_eq!(backends(&writer), 3, "one of the two that left has connections");
         assert!(!writer.has_idle(later + LINGER));
 
         writer.datapath.busy.clear();
         assert!(writer.has_idle(later));
-        writer.bring_in_step(&desired(&[2]), true, later).unwrap();
+        let later = later + SETTLE;
+        writer.bring_in_step(&desired(&[2]), Differing::default(), true, later).unwrap();
         assert_eq!(backends(&writer), 2);
         assert!(!writer.has_idle(later));
     }
+
     #[test]
     fn verdicts_are_written_at_once_and_hold_for_what_is_installed_later() {
         let now = Instant::now();
         let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
-        writer.bring_in_step(&desired(&[1]), true, now).unwrap();
+        writer.bring_in_step(&desired(&[1]), Differing::All, true, now).unwrap();
         let before = writer.datapath.steps;
         let dead = |installed: &Installed| {
             let dead = installed.backends().filter(|(_, backend)| backend.verdict == verdict::DEAD);
@@ -424,7 +493,7 @@ mod tests {
         writer.judge(verdicts.clone()).unwrap();
         assert_eq!(writer.datapath.steps - before, 2, "nothing is written twice");
 
-        writer.bring_in_step(&desired(&[1, 2]), true, now).unwrap();
+        writer.bring_in_step(&desired(&[1, 2]), Differing::All, true, now).unwrap();
         assert_eq!(dead(writer.installed()), [(1, UDP), (2, TCP)]);
         assert!(audit(&mut writer).unwrap());
         writer.judge(Verdicts { dead: BTreeSet::new(), ..verdicts }).unwrap();

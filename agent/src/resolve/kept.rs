@@ -8,7 +8,7 @@ use super::{Conditions, outcome, resolve};
 use crate::{
     health::gateways,
     model::{Change, Model, ObjectName, Path, Place, ServiceKind, ServiceRef},
-    tables::{Desired, DesiredService},
+    tables::{Desired, DesiredService, Differing},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tombolo_ebpf::abi::FrontendKey;
@@ -23,6 +23,8 @@ pub struct Kept {
     by_member: BTreeMap<ServiceRef, BTreeSet<ServiceRef>>,
     /// What changed since.
     touched: BTreeSet<ServiceRef>,
+    /// The frontends for which something else is desired since that was asked.
+    differing: Differing,
     /// Whether what is kept follows service by service.
     is_plain: bool,
 }
@@ -67,6 +69,11 @@ impl Kept {
         (&mut self.desired, &self.problems)
     }
 
+    /// The frontends for which something else may be desired since this was asked last.
+    pub fn take_differing(&mut self) -> Differing {
+        std::mem::take(&mut self.differing)
+    }
+
     /// What the tables should hold, as it was resolved last.
     pub fn desired(&self) -> &Desired {
         &self.desired
@@ -74,6 +81,7 @@ impl Kept {
 
     /// Resolves everything.
     fn begin(&mut self, model: &Model, place: &Place, conditions: &Conditions) {
+        self.differing = Differing::All;
         let resolved = resolve(model, place, conditions, &BTreeMap::new(), 0);
         (self.desired, self.problems) = (resolved.desired, resolved.problems);
         gateways::set_apart(&mut self.desired, &place.cluster);
@@ -113,6 +121,7 @@ impl Kept {
             for key in &kin.frontends {
                 self.desired.services.remove(key);
             }
+            self.differing.extend(kin.frontends);
             if let Some(member) = kin.member
                 && let Some(united) = self.by_member.get_mut(&member)
             {
@@ -128,7 +137,8 @@ impl Kept {
             if !problems.is_empty() {
                 self.problems.insert(name.clone(), problems);
             }
-            let keys = frontends.keys().copied().collect();
+            let keys: Vec<FrontendKey> = frontends.keys().copied().collect();
+            self.differing.extend(keys.iter().copied());
             for (key, desired) in frontends {
                 if has_gateway(&desired) || self.desired.services.insert(key, desired).is_some() {
                     return false;

@@ -61,7 +61,7 @@ impl Installed {
 
     fn mentions_cluster(&self, index: u32) -> bool {
         self.backends.iter().any(|(_, backend)| backend.cluster == index)
-            || self.services.values().flat_map(groups).any(|group| group.cluster == index)
+            || self.services.values().flat_map(|service| groups(service)).any(|group| group.cluster == index)
     }
 
     fn check_put_backend(&self, index: u32, backend: &abi::Backend, capacity: &Capacity) -> Result<(), String> {
@@ -88,7 +88,10 @@ impl Installed {
         let end = end.filter(|&end| end <= capacity.slots).ok_or("beyond SLOTS")?;
         rule(first < end, "no slots")?;
         let overlaps = |group: &abi::Group| group.first_slot < end && first < group.first_slot + group.slots;
-        rule(!self.services.values().flat_map(groups).any(overlaps), "a service still names these slots")?;
+        rule(
+            !self.services.values().flat_map(|service| groups(service)).any(overlaps),
+            "a service still names these slots",
+        )?;
         rule(mentioned(slots).all(|index| self.backends.get(index).is_some()), "a slot names a free backend")?;
         let is_found = |index| self.backends.get(index).is_some_and(|backend| !self.astray.contains(&key_of(backend)));
         rule(mentioned(slots).all(is_found), "a slot names a backend that its address doesn't lead to")

@@ -14,7 +14,7 @@ use tombolo_ebpf::abi::{self, BackendKey, FrontendKey, MemberKey, Ranges, servic
 pub struct Installed {
     pub(super) frontends: BTreeMap<FrontendKey, u32>,
     /// The entries held.
-    pub(super) services: BTreeMap<u32, abi::Service>,
+    pub(super) services: BTreeMap<u32, Box<abi::Service>>,
     /// The ranges of these entries' groups, and those that no entry names yet.
     pub(super) slots: BTreeMap<u32, Vec<abi::Slot>>,
     pub(super) backends: Backends,
@@ -38,6 +38,8 @@ pub struct Installed {
     pub(super) dead: BTreeSet<u32>,
     /// Members of no service that is named, or no longer of theirs.
     pub(super) stale_members: BTreeSet<MemberKey>,
+    /// Names of ids that no entry named has.
+    pub(super) stale_names: BTreeSet<u32>,
     /// Service ids → the entry named that has it.
     pub(super) ids: BTreeMap<u32, u32>,
     /// Cluster indexes → how many backends and groups of entries named have it.
@@ -49,6 +51,8 @@ pub struct Installed {
     pub(super) free_ids: Free,
     /// The version that was given out last.
     pub(super) last_stamp: u32,
+    /// The greatest number that a version or a generation ever had.
+    pub(super) highest_stamp: u32,
     /// Whether programs may still be reading the prefixes that are not active.
     pub(super) config_in_use: bool,
     /// Whether the prefixes found at the start left something out or covered frontends that are not there, and are still
@@ -80,6 +84,7 @@ impl Default for Installed {
             unnamed: BTreeSet::new(),
             loose: BTreeSet::new(),
             stale_members: BTreeSet::new(),
+            stale_names: BTreeSet::new(),
             ids: BTreeMap::new(),
             cluster_users: BTreeMap::new(),
             free_services: Free::all(),
@@ -87,6 +92,7 @@ impl Default for Installed {
             free_backends: Free::all(),
             free_ids: Free::all(),
             last_stamp: 0,
+            highest_stamp: 0,
             config_in_use: false,
             config_suspect: false,
             unsound: BTreeSet::new(),
@@ -139,14 +145,14 @@ impl Installed {
             installed.name(index);
         }
         installed.settle();
-        installed.last_stamp = last_stamp;
+        (installed.last_stamp, installed.highest_stamp) = (last_stamp, last_stamp);
         installed.config_suspect = installed.ranges_are_suspect();
         installed
     }
 
     /// The contents, as they would be read back now.
     pub fn to_maps(&self) -> Maps {
-        let named = |index: &u32| Some((*index, *self.services.get(index)?));
+        let named = |index: &u32| Some((*index, **self.services.get(index)?));
         let services: BTreeMap<u32, abi::Service> = self.frontends.values().filter_map(named).collect();
         let range = |group: &abi::Group| Some((group.first_slot, self.slots.get(&group.first_slot)?.clone()));
         let slots = services.values().flat_map(groups).filter_map(range).collect();
@@ -221,6 +227,7 @@ impl Installed {
 
     fn put_backend(&mut self, index: u32, backend: abi::Backend) {
         let old = self.backends.put(index, backend);
+        self.highest_stamp = self.highest_stamp.max(backend.generation);
         self.free_backends.take(index, 1);
         self.use_cluster(backend.cluster);
         if backend.verdict == verdict::DEAD {
@@ -284,7 +291,8 @@ impl Installed {
             self.release(index);
         }
         self.last_stamp = service.version;
-        self.services.insert(index, service);
+        self.highest_stamp = self.highest_stamp.max(service.version);
+        self.services.insert(index, Box::new(service));
         self.unnamed.insert(index);
         self.free_services.take(index, 1);
         for group in distinct_ranges(&service) {
@@ -339,7 +347,7 @@ impl Installed {
 
     /// A frontend leads to this entry now.
     fn name(&mut self, index: u32) {
-        let Some(service) = self.services.get(&index).copied() else {
+        let Some(service) = self.services.get(&index).map(|service| **service) else {
             return;
         };
         self.unnamed.remove(&index);
@@ -362,7 +370,7 @@ impl Installed {
     fn unname(&mut self, key: FrontendKey, index: u32) {
         let was_unsound = self.unsound.remove(&key);
         self.entangled |= was_unsound;
-        let Some(service) = self.services.get(&index).copied() else {
+        let Some(service) = self.services.get(&index).map(|service| **service) else {
             self.free_services.give(index, 1);
             return;
         };
@@ -402,6 +410,11 @@ impl Installed {
     }
 
     fn settle_id(&mut self, id: u32) {
+        if self.names.contains_key(&id) && !self.ids.contains_key(&id) {
+            self.stale_names.insert(id);
+        } else {
+            self.stale_names.remove(&id);
+        }
         let mut members = self.members.range(MemberKey { service: id, backend: 0 }..);
         let has_members = members.next().is_some_and(|member| member.service == id);
         if has_members || self.ids.contains_key(&id) || self.names.contains_key(&id) {

@@ -21,13 +21,13 @@ impl Installed {
 
     /// The entry that a frontend leads to, whosever it is.
     pub(crate) fn entry(&self, key: &FrontendKey) -> Option<&abi::Service> {
-        self.services.get(self.frontends.get(key)?)
+        self.services.get(self.frontends.get(key)?).map(Box::as_ref)
     }
 
     /// The entries that frontends lead to, by index.
     pub fn named(&self) -> impl Iterator<Item = (u32, &abi::Service)> {
         let named = self.services.iter().filter(|(index, _)| !self.unnamed.contains(index));
-        named.map(|(index, service)| (*index, service))
+        named.map(|(index, service)| (*index, service.as_ref()))
     }
 
     /// The slots of a group, none if they are not known.
@@ -123,8 +123,8 @@ impl Installed {
     }
 
     /// Names of ids that no entry named has.
-    pub(crate) fn stale_names(&self) -> impl Iterator<Item = u32> {
-        self.names.keys().copied().filter(|id| !self.ids.contains_key(id))
+    pub(crate) fn stale_names(&self) -> &BTreeSet<u32> {
+        &self.stale_names
     }
 
     /// How many times slots of entries named mention a backend.
@@ -169,10 +169,14 @@ impl Installed {
         self.last_stamp
     }
 
-    /// Versions and generations in use.
-    pub(crate) fn stamps(&self) -> impl Iterator<Item = u32> {
+    /// Versions and generations in use beyond the last one given out: some only once the numbers have started over.
+    pub(crate) fn stamps_ahead(&self) -> BTreeSet<u32> {
+        if self.highest_stamp <= self.last_stamp {
+            return BTreeSet::new();
+        }
         let versions = self.services.values().map(|service| service.version);
-        versions.chain(self.backends.iter().map(|(_, backend)| backend.generation))
+        let generations = self.backends.iter().map(|(_, backend)| backend.generation);
+        versions.chain(generations).filter(|stamp| *stamp > self.last_stamp).collect()
     }
 
     pub(crate) fn free_services(&self) -> &Free {

@@ -42,6 +42,8 @@ pub(super) struct Known {
     rounds: Rounds,
     /// The Services with local endpoints for each federated one.
     locals: BTreeMap<ServiceRef, BTreeSet<ObjectName>>,
+    /// All of them, as long as none of that has changed.
+    names: Option<Names>,
     /// Federated ones that wait for the slices of their local members.
     waiting: BTreeMap<ServiceRef, Service>,
     /// Federated ones that were handed on.
@@ -143,11 +145,15 @@ impl Known {
             return None;
         }
         let newest = self.rounds.newest();
-        let names: BTreeSet<&ObjectName> = self.locals.values().flatten().collect();
-        if newest.is_some_and(|newest| newest.iter().eq(names.iter().copied())) {
-            return None;
-        }
-        Some(Arc::new(names.into_iter().cloned().collect()))
+        let names = self.names.get_or_insert_with(|| {
+            let names: BTreeSet<&ObjectName> = self.locals.values().flatten().collect();
+            match newest {
+                Some(newest) if newest.iter().eq(names.iter().copied()) => Arc::clone(newest),
+                _ => Arc::new(names.into_iter().cloned().collect()),
+            }
+        });
+        let is_watched = newest.is_some_and(|newest| Arc::ptr_eq(newest, names) || newest == names);
+        (!is_watched).then(|| Arc::clone(names))
     }
 
     /// Begins a round of so many parts and returns its number.
@@ -274,11 +280,16 @@ impl Known {
             match change {
                 Change::Service(name, Some(service)) if service.federated => {
                     let locals = if self.all_services { BTreeSet::new() } else { locals(&name, &service) };
-                    self.locals.insert(name.clone(), locals);
+                    if self.locals.get(&name) != Some(&locals) {
+                        self.names = None;
+                        self.locals.insert(name.clone(), locals);
+                    }
                     self.waiting.insert(name, service);
                 }
                 Change::Service(name, _) => {
-                    self.locals.remove(&name);
+                    if self.locals.remove(&name).is_some() {
+                        self.names = None;
+                    }
                     self.waiting.remove(&name);
                     if self.delivered.remove(&name) {
                         self.out.insert(Key::Service(name.clone()), Change::Service(name, None));
