@@ -32,6 +32,8 @@ pub struct Resolved {
     pub problems: BTreeMap<ServiceRef, Vec<String>>,
     /// The frontends of each service, those of services that have none left out.
     frontends: BTreeMap<ServiceRef, Vec<FrontendKey>>,
+    /// The frontends that ServiceImports leave to their derived Services.
+    yielded: BTreeMap<ServiceRef, Vec<FrontendKey>>,
     /// Whether services claim frontends that others have.
     is_contested: bool,
 }
@@ -59,6 +61,7 @@ pub fn resolve(
 ) -> Resolved {
     let mut resolved = Resolved::default();
     let mut owners: BTreeMap<FrontendKey, &ServiceRef> = BTreeMap::new();
+    let mut yielded: BTreeSet<FrontendKey> = BTreeSet::new();
     // In the order of names, Services before ServiceImports: the first to claim a frontend has it.
     for (name, service) in &model.services {
         let (frontends, mut problems) = outcome(model, place, conditions, name, service);
@@ -70,12 +73,16 @@ pub fn resolve(
                     resolved.frontends.entry(name.clone()).or_default().push(key);
                     continue;
                 }
-                Entry::Occupied(owner) if is_derived(model, owner.get(), name) => {}
+                Entry::Occupied(owner) if is_derived(model, owner.get(), name) => {
+                    let is_first = yielded.insert(key);
+                    resolved.yielded.entry(name.clone()).or_default().push(key);
+                    resolved.is_contested |= !is_first;
+                }
                 Entry::Occupied(owner) => {
                     note(&mut problems, format!("{} belongs to {}", frontend(&key), object(owner.get())));
+                    resolved.is_contested = true;
                 }
             }
-            resolved.is_contested = true;
         }
         if !problems.is_empty() {
             resolved.problems.insert(name.clone(), problems);
