@@ -1,21 +1,20 @@
 //! The loop between the watches and the writer: takes news in, finds what is dirty, has it written. Decides nothing itself.
 
+mod facts;
+
 use super::{
     gateway,
     import::Problem,
     lease::{Standing, Terms},
-    links::{
-        follow::Shown,
-        status::{Facts, StatusWriter},
-    },
+    links::{follow::Shown, status::StatusWriter},
     lookup::Lookups,
     peer::{OBJECTS, PeerTask, Sorted},
     plan::{self, Step},
     probe,
     queue::Queue,
     serve::View,
-    source::{self, Link, LinkName, McsVersions, Origin},
-    validate::{Refusal, Refused},
+    source::{Link, LinkName, McsVersions, Origin},
+    validate::Refused,
     versions::Versions,
     watch::{self, News, Teller, Told, Watched},
     world::{Change, ImportKey, ImportKind, OwnAddresses, World},
@@ -517,55 +516,6 @@ impl Controller {
         if let (Some(task), Some(answered)) = (self.peers.get_mut(&link), answered) {
             task.lease.probed(answered);
         }
-    }
-
-    /// How each link stands, and what its object's status says.
-    fn facts(&self) -> Vec<(Facts, source::Told)> {
-        let mut counts: BTreeMap<&LinkName, usize> = BTreeMap::new();
-        for key in self.world.imports() {
-            let links: BTreeSet<_> =
-                self.world.exporters(key).filter_map(|(exporter, _)| watch::link(&exporter.0)).collect();
-            for link in links {
-                *counts.entry(link).or_default() += 1;
-            }
-        }
-        let mut endpoints: BTreeMap<&ClusterName, usize> = BTreeMap::new();
-        for placed in self.world.own.placed.values().flat_map(BTreeMap::values) {
-            *endpoints.entry(&placed.content.cluster).or_default() += placed.endpoints.len();
-        }
-        let mut refused: BTreeMap<&LinkName, BTreeMap<Refusal, u32>> = BTreeMap::new();
-        for ((link, reason), count) in self.refused.values().flatten() {
-            let known = refused.entry(link).or_default().entry(*reason).or_default();
-            *known = known.saturating_add(*count);
-        }
-        let facts = |(name, task): (&LinkName, &PeerTask)| {
-            let link = &self.world.peers.get(name)?.link;
-            let wanted = task.wanted.as_ref();
-            let credentials = wanted.and_then(|wanted| wanted.credentials.as_ref().ok());
-            let unusable = wanted.and_then(|wanted| wanted.credentials.as_ref().err()).or(task.refused.as_ref());
-            let failures = task.failure.iter().chain(task.problems.values()).cloned();
-            let failures = failures.chain(task.overflow.map(str::to_owned)).collect();
-            let facts = Facts {
-                name: name.clone(),
-                object: wanted.map(|it| (it.definer.clone(), it.version.0.clone(), it.version.1)),
-                cluster: link.cluster.clone(),
-                problem: wanted.and_then(|wanted| wanted.problem.clone()),
-                unusable: unusable.cloned(),
-                expires: credentials.and_then(|credentials| credentials.validity()),
-                is_unverified: credentials.is_some_and(|credentials| credentials.is_unverified()),
-                is_connected: task.is_connected(),
-                failures,
-                standing: task.shown,
-                heard: task.heard,
-                round_trip: task.round_trip,
-                exported: self.world.export_count(name),
-                imported: counts.get(name).copied().unwrap_or(0),
-                endpoints: endpoints.get(&link.cluster).copied().unwrap_or(0),
-                refused: refused.get(name).cloned().unwrap_or_default(),
-            };
-            Some((facts, wanted.map(|wanted| wanted.told.clone()).unwrap_or_default()))
-        };
-        self.peers.iter().filter_map(facts).collect()
     }
 
     /// When something is due without any news.
