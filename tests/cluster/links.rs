@@ -6,8 +6,11 @@ use super::{
     server::Server,
 };
 use k8s_openapi::api::{
-    authorization::v1::SelfSubjectAccessReview, core::v1::Secret, discovery::v1::EndpointSlice, events::v1::Event,
-    rbac::v1::ClusterRoleBinding,
+    authorization::v1::SelfSubjectAccessReview,
+    core::v1::Secret,
+    discovery::v1::EndpointSlice,
+    events::v1::Event,
+    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule},
 };
 use kube::{
     Api, Client,
@@ -256,6 +259,39 @@ async fn a_mirror_that_starts_and_never_understood_a_link_keeps_what_it_brought(
 }
 
 #[tokio::test]
+async fn a_peer_that_shows_its_pods_and_not_its_exports_keeps_no_pod_that_is_gone() -> anyhow::Result<()> {
+    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
+    install(&west)?;
+    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+    exports(&east, &peer, "10.108.0.1").await?;
+    let kubeconfig = peer_half(&east, "tombolo-peer").await?;
+    own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
+    let mut mirror = Mirror::start(&west, "west").await?;
+    mirror.until("east", "connected", |facts| facts.is_connected).await?;
+    until("api-east", || async { Ok(backends(&own, NAMESPACE, "api-east").await?.len() == 1) }).await?;
+    drop(mirror);
+
+    // While nobody looks, the pod is replaced, and a right is taken away.
+    let before = rules(&peer, "tombolo-peer", |rules| {
+        rules.retain(|rule| !rule.resources.iter().flatten().any(|it| it == "serviceexports"));
+    });
+    let before = before.await?;
+    let slices: Api<EndpointSlice> = Api::namespaced(peer.clone(), NAMESPACE);
+    let patch = Patch::Merge(json!({"endpoints": [{"addresses": ["10.108.1.1"]}]}));
+    slices.patch("api-a", &PatchParams::default(), &patch).await?;
+
+    mirror = Mirror::start(&west, "west").await?;
+    let is_forbidden =
+        |facts: &Facts| !facts.is_connected && facts.failures.iter().any(|failure| failure.contains("serviceexports"));
+    mirror.until("east", "without exports", is_forbidden).await?;
+    until("followed", || async { Ok(backends(&own, NAMESPACE, "api-east").await? == ["10.108.1.1:8080"]) }).await?;
+    move_endpoint(&peer, &own, 2).await?;
+    mirror.until("east", "without exports", is_forbidden).await?;
+    rules(&peer, "tombolo-peer", |rules| *rules = before).await?;
+    mirror.until("east", "connected", |facts| facts.is_connected).await
+}
+
+#[tokio::test]
 async fn check_says_what_is_wrong_in_words() -> anyhow::Result<()> {
     let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
     let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
@@ -325,6 +361,22 @@ async fn check_says_what_is_wrong_in_words() -> anyhow::Result<()> {
         .await?;
     said(east_link, "credential", Verdict::Problem, "Secret tombolo-system/tombolo-link-east is not there").await?;
     Ok(())
+}
+
+/// Changes the rules of a ClusterRole, and says what they were.
+async fn rules(
+    client: &Client,
+    role: &str,
+    change: impl FnOnce(&mut Vec<PolicyRule>),
+) -> anyhow::Result<Vec<PolicyRule>> {
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    let mut found = roles.get(role).await?;
+    let mut rules = found.rules.take().unwrap_or_default();
+    let before = rules.clone();
+    change(&mut rules);
+    found.rules = Some(rules);
+    roles.replace(role, &PostParams::default(), &found).await?;
+    Ok(before)
 }
 
 /// A flat Service `api` with one endpoint.

@@ -17,7 +17,7 @@ use super::{
     validate::Refused,
     versions::Versions,
     watch::{self, News, Teller, Told, Watched},
-    world::{Change, ImportKey, ImportKind, OwnAddresses, World},
+    world::{Change, ImportKey, ImportKind, OwnAddresses, Peer, World},
     writer::{self, Done, Performed, Writer},
 };
 use crate::model::{ClusterName, ObjectName};
@@ -359,6 +359,9 @@ impl Controller {
                 }
             }
             Origin::Link(link) => {
+                if watched == Watched::Slices {
+                    self.world.apply(Change::SlicesListed(link.clone()));
+                }
                 let Some(task) = self.peers.get_mut(link) else { return };
                 task.listed(watched, now);
                 if task.has_listed() {
@@ -496,8 +499,9 @@ impl Controller {
                 task.shown = standing;
                 self.world.apply(Change::Standing(link.clone(), standing));
             }
-            let is_listed = self.world.peers.get(link).is_none_or(|peer| peer.is_listed || peer.is_given_up);
-            if !is_listed && task.lease.is_overdue(now) {
+            // One that shows its pods is not waited for: they come and go as it says, whatever it says of exports.
+            let is_awaited = |peer: &Peer| !peer.is_listed && !peer.shows_endpoints && !peer.is_given_up;
+            if self.world.peers.get(link).is_some_and(is_awaited) && task.lease.is_overdue(now) {
                 warn!(%link, "peer was never listed; what nobody else has goes");
                 self.world.apply(Change::GivenUp(link.clone()));
             }

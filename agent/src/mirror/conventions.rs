@@ -11,7 +11,7 @@ pub use mcs::derived_name;
 
 use super::{
     names,
-    source::{Reach, Service, Understood},
+    source::{Link, Reach, Service, Understood},
     world::{Cluster, ImportKey, ImportKind, Peer},
 };
 use crate::{
@@ -88,6 +88,28 @@ pub(super) fn of_peer(name: &ObjectName, peer: &Peer) -> Vec<Export> {
     }
     exports.sort();
     exports
+}
+
+/// What a peer's Service may become here, by whatever convention.
+pub(super) fn imports_of(service: &ObjectName, link: &Link) -> [ImportKey; 4] {
+    let key =
+        |kind, name: String| ImportKey { kind, object: ObjectName { namespace: service.namespace.clone(), name } };
+    [
+        key(ImportKind::ServiceImport, service.name.clone()),
+        key(ImportKind::Joined, service.name.clone()),
+        key(ImportKind::Named, linkerd::mirror_name(&service.name, &link.suffix)),
+        key(ImportKind::Named, linkerd::federated_name(&service.name)),
+    ]
+}
+
+/// The Services of a peer that may become an import, by whatever convention.
+pub(super) fn services_of(import: &ImportKey, link: &Link) -> Vec<ObjectName> {
+    let object = |name: &str| ObjectName { namespace: import.object.namespace.clone(), name: name.to_owned() };
+    match import.kind {
+        ImportKind::ServiceImport | ImportKind::Joined => vec![import.object.clone()],
+        ImportKind::Named => linkerd::named_as(&import.object.name, &link.suffix).map(object).collect(),
+        ImportKind::Gateway => Vec::new(),
+    }
 }
 
 /// What an object of the own cluster is exported as: as itself it is a member too.

@@ -250,9 +250,8 @@ fn slices(world: &World, key: &ImportKey) -> Vec<Step> {
 
 /// Adds an endpoint; of one that is in two slices for a moment the better one.
 fn add(endpoints: &mut BTreeMap<IpAddr, Endpoint>, endpoint: &Endpoint) {
-    let usefulness = |endpoint: &Endpoint| (endpoint.ready, endpoint.serving, !endpoint.terminating);
     let known = endpoints.get(&endpoint.address);
-    if known.is_none_or(|known| usefulness(known) < usefulness(endpoint)) {
+    if known.is_none_or(|known| known.usefulness() < endpoint.usefulness()) {
         let endpoint = Endpoint { hints: Vec::new(), hostname: None, ..endpoint.clone() };
         endpoints.insert(endpoint.address, endpoint);
     }

@@ -166,6 +166,13 @@ pub struct Endpoint {
     pub hints: Vec<String>,
 }
 
+impl Endpoint {
+    /// Of two that say something of one address, the greater one is used.
+    pub fn usefulness(&self) -> (bool, bool, bool) {
+        (self.ready, self.serving, !self.terminating)
+    }
+}
+
 /// A slice that a cluster's own controller wrote, about its own pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::{ClusterName, ObjectName};
 pub use own::{Own, OwnAddresses};
-pub use peer::{Before, Kept, Peer};
+pub use peer::{Before, Kept, Peer, Said, Shown};
 use quota::Admitted;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -111,6 +111,8 @@ pub enum Change {
     Link(LinkName, Option<Box<Link>>),
     /// All that a peer has was listed.
     Listed(LinkName),
+    /// A peer's slices were listed.
+    SlicesListed(LinkName),
     /// A peer was never listed, for so long that nobody waits for it any more.
     GivenUp(LinkName),
     /// How a peer stands.
@@ -252,6 +254,14 @@ impl World {
                     self.touch_all();
                 }
             }
+            Change::SlicesListed(name) => {
+                if let Some(peer) = self.peers.get_mut(&name)
+                    && !std::mem::replace(&mut peer.shows_endpoints, true)
+                    && peer.is_unheard()
+                {
+                    self.touch_all();
+                }
+            }
             Change::GivenUp(name) => {
                 if let Some(peer) = self.peers.get_mut(&name)
                     && !std::mem::replace(&mut peer.is_given_up, true)
@@ -333,6 +343,7 @@ impl World {
                 let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
                     link: link.clone(),
                     is_listed: false,
+                    shows_endpoints: false,
                     standing: Standing::Fresh,
                     is_given_up: false,
                     before: BTreeMap::new(),
@@ -423,8 +434,9 @@ impl World {
             }
         }
         for service in touched {
-            if is_own {
-                self.touch_gateway_slices(&service);
+            match &origin {
+                Origin::Own => self.touch_gateway_slices(&service),
+                Origin::Link(link) => self.touch_kept(link, &service),
             }
             self.touch_exports(&(origin.clone(), service));
         }

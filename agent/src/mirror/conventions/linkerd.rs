@@ -53,6 +53,12 @@ pub(super) fn federated_name(name: &str) -> String {
     format!("{name}-federated")
 }
 
-fn mirror_name(name: &str, suffix: &str) -> String {
+pub(super) fn mirror_name(name: &str, suffix: &str) -> String {
     format!("{name}-{suffix}")
+}
+
+/// The names of Services that have this name here, as mirrors of a link's or federated.
+pub(super) fn named_as<'a>(name: &'a str, suffix: &str) -> impl Iterator<Item = &'a str> {
+    let without = |end: &str| name.strip_suffix(end)?.strip_suffix('-');
+    [without(suffix), without("federated")].into_iter().flatten()
 }

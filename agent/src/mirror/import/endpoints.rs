@@ -7,9 +7,9 @@ use crate::{
         slices::{Content, Marks, Wanted},
         source::{Endpoint, ExportedPort, Family, Link, LinkName, Port, SlicePort},
         validate::{Refusal, check},
-        world::{ImportKey, Peer, World},
+        world::{ImportKey, Peer, Said, Shown, World},
     },
-    model::{Path, PeerState},
+    model::{ClusterName, Path, PeerState},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -125,7 +125,7 @@ impl Union<'_> {
                 }
                 let best = offered.entry((endpoint.address, resolved.clone())).or_insert(endpoint);
                 // A controller that moves an endpoint to another slice shows it in both for a moment.
-                if usefulness(endpoint) > usefulness(best) {
+                if endpoint.usefulness() > best.usefulness() {
                     *best = endpoint;
                 }
             }
@@ -233,10 +233,6 @@ impl Union<'_> {
     }
 }
 
-fn usefulness(endpoint: &Endpoint) -> (bool, bool, bool) {
-    (endpoint.ready, endpoint.serving, !endpoint.terminating)
-}
-
 /// Whether slices of ours hold what may be a peer's that wasn't heard yet.
 pub(super) fn has_unheard(world: &World, key: &ImportKey) -> bool {
     let mut slices = world.own.placed.get(key).into_iter().flat_map(BTreeMap::values);
@@ -245,31 +241,50 @@ pub(super) fn has_unheard(world: &World, key: &ImportKey) -> bool {
 
 /// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began, or whose links aren't
 /// understood.
+///
+/// A peer that shows its slices and not what it exports takes away nothing but pods that are gone.
 pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Imported) {
     let known: BTreeSet<(IpAddr, Vec<SlicePort>)> = imported
         .endpoints
         .iter()
         .flat_map(|(content, (_, endpoints))| endpoints.keys().map(|address| (*address, content.ports.clone())))
         .collect();
+    let mut unheard: BTreeMap<&ClusterName, Vec<(&Peer, Option<Shown<'_>>)>> = BTreeMap::new();
     for placed in world.own.placed.get(key).into_iter().flat_map(BTreeMap::values) {
-        let peers: Vec<&Peer> = world.unheard_as(&placed.content.cluster).collect();
+        let peers = unheard
+            .entry(&placed.content.cluster)
+            .or_insert_with(|| world.unheard_as(&placed.content.cluster).map(|peer| (peer, peer.shown(key))).collect());
         // How the worst link to that cluster stands.
-        let Some(state) = peers.iter().map(|peer| peer.standing.peer_state()).max() else { continue };
-        let is_silent = peers.iter().all(|peer| peer.standing == Standing::Lost { silent: true });
+        let Some(state) = peers.iter().map(|(peer, _)| peer.standing.peer_state()).max() else { continue };
+        let is_silent = peers.iter().all(|(peer, _)| peer.standing == Standing::Lost { silent: true });
         let marks = Marks { peer: state, ..placed.marks };
         for endpoint in &placed.endpoints {
             if known.contains(&(endpoint.address, placed.content.ports.clone())) {
                 continue;
             }
+            let says = |shown: &Shown<'_>| shown.says(&placed.content, endpoint.address);
+            let said = peers.iter().map(|(_, shown)| shown.as_ref().map_or(Said::Nothing, says)).max();
+            if said == Some(Said::Gone) {
+                continue;
+            }
             let kept = (key.clone(), endpoint.address, placed.content.ports.clone());
-            let before = peers.iter().find_map(|peer| peer.before.get(&kept));
+            let before = peers.iter().find_map(|(peer, _)| peer.before.get(&kept));
             let is_fallback = before.map_or(placed.content.is_fallback, |before| before.is_fallback);
             let content = Content { is_fallback: is_fallback || state == PeerState::Stale, ..placed.content.clone() };
             let is_usable = !content.is_fallback && !is_silent;
             let (_, kept) = imported.endpoints.entry(content).or_insert_with(|| (marks, BTreeMap::new()));
+            let (ready, serving, terminating) = match said {
+                Some(Said::There { ready, serving, terminating }) => (ready, serving, terminating),
+                _ => (
+                    endpoint.ready || before.is_some_and(|before| before.ready),
+                    endpoint.serving || before.is_some_and(|before| before.serving),
+                    endpoint.terminating,
+                ),
+            };
             kept.entry(endpoint.address).or_insert_with(|| Endpoint {
-                ready: is_usable && (endpoint.ready || before.is_some_and(|before| before.ready)),
-                serving: is_usable && (endpoint.serving || before.is_some_and(|before| before.serving)),
+                ready: is_usable && ready,
+                serving: is_usable && serving,
+                terminating,
                 ..endpoint.clone()
             });
         }

@@ -3,10 +3,12 @@
 use super::{Cluster, ImportKey, World};
 use crate::{
     mirror::{
+        conventions,
         lease::Standing,
-        source::{Link, LinkName, SlicePort, Understood},
+        slices::Content,
+        source::{Endpoint, Link, LinkName, SlicePort, Understood},
     },
-    model::ClusterName,
+    model::{ClusterName, ObjectName, Path},
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -17,6 +19,8 @@ pub struct Peer {
     pub link: Link,
     /// Whether everything it has was listed once: until then, what is missing is not gone.
     pub is_listed: bool,
+    /// Whether its slices were, whatever else was.
+    pub shows_endpoints: bool,
     /// How it stands.
     pub standing: Standing,
     /// Whether it was never listed for so long that nobody waits for it any more.
@@ -41,6 +45,24 @@ pub struct Before {
     pub is_fallback: bool,
 }
 
+/// What a peer's slices say of an endpoint that was written for it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Said {
+    /// That it is gone.
+    Gone,
+    /// Nothing.
+    Nothing,
+    /// That it is there.
+    There {
+        /// Condition `ready`.
+        ready: bool,
+        /// Condition `serving`.
+        serving: bool,
+        /// Condition `terminating`.
+        terminating: bool,
+    },
+}
+
 impl Peer {
     /// Whether what it exports is what was heard of it.
     pub(super) fn is_heard(&self) -> bool {
@@ -51,6 +73,48 @@ impl Peer {
     pub fn is_unheard(&self) -> bool {
         let is_given_up = self.is_given_up && self.link.understood == Understood::Whole;
         !self.is_heard() && !is_given_up && self.standing != Standing::Removed
+    }
+
+    /// What its slices show of what would become an import: whether that is exported need not be known for this. None if they
+    /// were not listed, or there is no telling whether they are those of that cluster.
+    pub fn shown(&self, key: &ImportKey) -> Option<Shown<'_>> {
+        if !self.shows_endpoints || self.link.understood != Understood::Whole {
+            return None;
+        }
+        let services = conventions::services_of(key, &self.link);
+        let slices = services.iter().filter_map(|service| self.cluster.slices.get(service)).flat_map(BTreeMap::values);
+        let mut shown = Shown::default();
+        for slice in slices {
+            for endpoint in &slice.endpoints {
+                shown.by_address.entry(endpoint.address).or_default().push((&slice.ports, endpoint));
+                shown.is_any_ready |= endpoint.ready;
+            }
+        }
+        Some(shown)
+    }
+}
+
+/// Endpoints that a peer's slices show, with their slices' ports.
+#[derive(Debug, Default)]
+pub struct Shown<'a> {
+    by_address: BTreeMap<IpAddr, Vec<(&'a [SlicePort], &'a Endpoint)>>,
+    is_any_ready: bool,
+}
+
+impl Shown<'_> {
+    /// What they say of an endpoint of the import.
+    pub fn says(&self, content: &Content, address: IpAddr) -> Said {
+        if content.path == Path::Gateway {
+            // It leads to whichever pods are ready.
+            return Said::There { ready: self.is_any_ready, serving: self.is_any_ready, terminating: false };
+        }
+        let has_all = |ports: &[SlicePort]| {
+            let has = |port: &SlicePort| ports.iter().any(|its| (its.port, its.protocol) == (port.port, port.protocol));
+            content.ports.iter().all(has)
+        };
+        let endpoints = self.by_address.get(&address).into_iter().flatten().filter(|(ports, _)| has_all(ports));
+        let best = endpoints.map(|(_, endpoint)| endpoint).max_by_key(|endpoint| endpoint.usefulness());
+        best.map_or(Said::Gone, |it| Said::There { ready: it.ready, serving: it.serving, terminating: it.terminating })
     }
 }
 
@@ -66,6 +130,13 @@ impl World {
         self.unheard().filter(move |peer| {
             peer.link.cluster == *cluster || peer.link.understood == Understood::Nothing && !is_claimed()
         })
+    }
+
+    /// The slices of a peer's Service are others now: what is kept though nobody knows whether it is exported may be gone.
+    pub(super) fn touch_kept(&mut self, name: &LinkName, service: &ObjectName) {
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.is_unheard()) else { return };
+        let keys = conventions::imports_of(service, &peer.link);
+        self.dirty.extend(keys.into_iter().filter(|key| self.own.placed.contains_key(key)));
     }
 
     /// Keeps how endpoints of a peer are written that isn't heard, before they are written as of no use.

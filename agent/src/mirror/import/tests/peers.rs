@@ -117,6 +117,99 @@ fn what_joins_and_what_is_headless_is_kept_as_well_until_its_peer_was_listed() {
 }
 
 #[test]
+fn a_peer_that_shows_its_pods_and_not_its_exports_takes_away_pods_that_are_gone_and_no_more() {
+    let mark = json!({"annotations": {"service.cilium.io/global": "true"}});
+    let ports = json!([{"name": "http", "port": 8080}]);
+    let addresses = ["10.108.0.30", "10.108.0.31", "10.108.0.32"];
+    let mut scene = demo();
+    scene.service("", "cache", mark.clone(), http());
+    for (service, meta) in [("orders", json!({})), ("cache", mark.clone()), ("api", flat()), ("cart", member())] {
+        scene.service("east", service, meta, http());
+        scene.slice("east", service, &addresses, ("http", 8080));
+    }
+    scene.export("east", "orders", 1, json!({}));
+    scene.settle();
+    let derived = conventions::derived_name(&name("orders")).name;
+    let imports = [derived.as_str(), "cache", "api-east", "cart-federated"];
+    let mut restarted = restarted(&scene);
+    restarted.service("", "cache", mark, http());
+    let changed = json!([
+        {"addresses": ["10.108.0.31"]},
+        {"addresses": ["10.108.0.32"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        {"addresses": ["10.108.0.39"]},
+    ]);
+    // Before all of its slices are known, none is gone.
+    restarted.slice_with("east", "orders", changed.clone(), ports.clone());
+    restarted.settle();
+    assert_eq!(restarted.written, []);
+    for service in ["cache", "api", "cart"] {
+        restarted.slice_with("east", service, changed.clone(), ports.clone());
+    }
+    restarted.world.apply(Change::SlicesListed(LinkName("east".to_owned())));
+    restarted.settle();
+    for import in imports {
+        let left = ["east 10.108.0.31 http=8080", "east 10.108.0.32 http=8080 unready"];
+        assert_eq!(restarted.endpoints(import), left, "{import}");
+    }
+    // What changes counts at once, and so does what comes back; another port is another server.
+    for (gone, left) in [
+        (json!([{"addresses": ["10.108.0.32"]}]), vec!["east 10.108.0.32 http=8080"]),
+        (
+            json!([{"addresses": ["10.108.0.32"], "conditions": {"ready": false}}]),
+            vec!["east 10.108.0.32 http=8080 unready"],
+        ),
+        (json!([{"addresses": ["10.108.0.32"]}]), vec!["east 10.108.0.32 http=8080"]),
+    ] {
+        for service in ["orders", "cache", "api", "cart"] {
+            restarted.slice_with("east", service, gone.clone(), ports.clone());
+        }
+        assert!(!restarted.world.clone().take_dirty().is_empty());
+        restarted.settle();
+        for import in imports {
+            assert_eq!(restarted.endpoints(import), left, "{import}");
+        }
+    }
+    stands(&mut restarted, "east", Standing::Lost { silent: true });
+    assert_eq!(restarted.endpoints("api-east"), ["east 10.108.0.32 http=8080 unready"]);
+    stands(&mut restarted, "east", Standing::Fresh);
+    assert_eq!(restarted.endpoints("api-east"), ["east 10.108.0.32 http=8080"]);
+    for service in ["orders", "api"] {
+        restarted.slice_with("east", service, changed.clone(), json!([{"name": "http", "port": 9090}]));
+    }
+    for service in ["cache", "cart"] {
+        restarted.no_slice("east", service);
+    }
+    restarted.settle();
+    for import in imports {
+        assert_eq!(restarted.endpoints(import), [""; 0], "{import}");
+    }
+    assert!(restarted.has(Kind::Import, "orders") && restarted.has(Kind::Service, &derived));
+    assert!(restarted.has(Kind::Service, "api-east") && restarted.has(Kind::Service, "cart-federated"));
+}
+
+#[test]
+fn neither_is_a_gateway_ready_whose_pods_are_gone() {
+    let mut scene = Scene::linked(&["east"]);
+    scene.link("east", |link| link.is_flat = false);
+    scene.gateway("east", "tombolo-gateway", "198.51.100.7", &[("orders", 8080, 30_080)]);
+    scene.service("east", "orders", json!({}), http());
+    scene.slice("east", "orders", &["10.108.0.30"], ("http", 8080));
+    scene.export("east", "orders", 1, json!({}));
+    scene.settle();
+    let derived = conventions::derived_name(&name("orders")).name;
+    let before = scene.endpoints(&derived);
+    assert!(before.len() == 1 && before[0].contains("198.51.100.7"), "{before:?}");
+    let mut restarted = scene.restarted(&["east"]);
+    restarted.link("east", |link| link.is_flat = false);
+    restarted.world.apply(Change::SlicesListed(LinkName("east".to_owned())));
+    restarted.settle();
+    assert_eq!(restarted.endpoints(&derived), [format!("{} unready", before[0])]);
+    restarted.slice("east", "orders", &["10.108.0.31"], ("http", 8080));
+    restarted.settle();
+    assert_eq!(restarted.endpoints(&derived), before);
+}
+
+#[test]
 fn a_link_that_is_not_understood_brings_nothing_in_and_takes_nothing_away() {
     for understood in [Understood::Cluster, Understood::Nothing] {
         let mut scene = demo();
