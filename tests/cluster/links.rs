@@ -259,6 +259,56 @@ async fn a_mirror_that_starts_and_never_understood_a_link_keeps_what_it_brought(
 }
 
 #[tokio::test]
+async fn what_a_link_brought_that_a_mirror_never_understood_or_could_use_goes_by_its_terms() -> anyhow::Result<()> {
+    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
+    install(&west)?;
+    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+    exports(&east, &peer, "10.108.0.1").await?;
+    let kubeconfig = peer_half(&east, "tombolo-peer").await?;
+    own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
+    let patch = async |spec: Value| {
+        links(&own).patch("east", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await
+    };
+    patch(json!({"lease": {"seconds": 10, "staleAfterSeconds": 10, "removeAfterSeconds": 60}})).await?;
+    let is_here = || async { Ok(backends(&own, NAMESPACE, "api-east").await? == ["10.108.0.1:8080"]) };
+    for is_understood in [false, true] {
+        let mirror = Mirror::start(&west, "west").await?;
+        until("api-east", is_here).await?;
+        drop(mirror);
+
+        if is_understood {
+            rotate(&own, "east", "nonsense").await?;
+        } else {
+            patch(json!({"podRanges": ["0.0.0.0/0"]})).await?;
+        }
+        let mut mirror = Mirror::start(&west, "west").await?;
+        for standing in [Standing::Stale, Standing::Removed] {
+            let says = |facts: &Facts| {
+                let is_so = if is_understood { facts.unusable.is_some() } else { facts.is_held && facts.is_connected };
+                is_so && facts.standing == standing
+            };
+            mirror.until("east", &format!("{standing:?}"), says).await?;
+            assert!(has_service(&own, NAMESPACE, "api-east").await? || standing == Standing::Removed);
+        }
+        until("gone", || async { Ok(!has_service(&own, NAMESPACE, "api-east").await?) }).await?;
+        let status = links(&own).get("east").await?.data["status"].clone();
+        let (kind, words) = if is_understood {
+            ("CredentialsValid", "kubeconfig")
+        } else {
+            ("Accepted", "as if the peer were not heard")
+        };
+        let condition = status["conditions"].as_array().into_iter().flatten().find(|it| it["type"] == kind).cloned();
+        let message = condition.as_ref().and_then(|it| it["message"].as_str()).unwrap_or_default();
+        assert!(message.contains(words), "{status}");
+
+        patch(json!({"podRanges": ["10.108.0.0/14"]})).await?;
+        rotate(&own, "east", &kubeconfig).await?;
+        until("back", is_here).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_peer_that_shows_its_pods_and_not_its_exports_keeps_no_pod_that_is_gone() -> anyhow::Result<()> {
     let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
     install(&west)?;

@@ -13,7 +13,7 @@ use super::{
     probe,
     queue::Queue,
     serve::View,
-    source::{Link, LinkName, McsVersions, Origin},
+    source::{Link, LinkName, McsVersions, Origin, Understood},
     validate::Refused,
     versions::Versions,
     watch::{self, News, Teller, Told, Watched},
@@ -233,10 +233,12 @@ impl Controller {
             if let Some(problem) = &wanted.problem
                 && known.and_then(|known| known.problem.as_ref()) != Some(problem)
             {
-                warn!(link = %name, problem, "link can't be understood; it runs on as it was");
+                let is_held = wanted.link.understood != Understood::Whole;
+                warn!(link = %name, problem, is_held, "link can't be understood; it runs on as it was, or holds what is there");
             }
             task.lease.set_terms(wanted.terms);
             task.is_linkerds = wanted.link.is_linkerds;
+            task.is_held = wanted.link.understood != Understood::Whole;
             match &wanted.credentials {
                 Ok(credentials) if task.uses(credentials) => {}
                 Ok(credentials) => match credentials.client().await {

@@ -1,9 +1,9 @@
 //! How a peer stands: fresh, lost, stale, removed, and back, with hysteresis.
 //!
 //! A lease is renewed by every sign of life of the peer's API, an answer or an event, as long as its Services and
-//! EndpointSlices can be watched. When it runs out the peer is lost, which changes no endpoint by itself; whether its
-//! pods still answer is found out by probes. Addresses get reused while nobody looks, so what was not heard of for long
-//! comes last, and for very long goes.
+//! EndpointSlices can be watched and its link is understood. When it runs out the peer is lost, which changes no endpoint by
+//! itself; whether its pods still answer is found out by probes. Addresses get reused while nobody looks, so what was not
+//! heard of for long comes last, and for very long goes.
 
 use crate::model::PeerState;
 use std::time::{Duration, Instant};

@@ -45,6 +45,8 @@ pub(super) struct PeerTask {
     told: mpsc::UnboundedSender<Told>,
     /// Whether it is reached with a credential of Linkerd's.
     pub(super) is_linkerds: bool,
+    /// Whether its link was never understood, so that whatever it says brings nothing in.
+    pub(super) is_held: bool,
     /// The object that defines the link; none for one that was given as a flag.
     pub(super) wanted: Option<Wanted>,
     /// Whether it failed since it was heard last: then the watches begin anew, and what was missed is found.
@@ -98,6 +100,7 @@ impl PeerTask {
             rounds: 0,
             told,
             is_linkerds: false,
+            is_held: false,
             wanted: None,
             has_failed: false,
             failure: None,
@@ -136,7 +139,7 @@ impl PeerTask {
 
     /// Whether endpoints may change without being heard of, though its API answers.
     fn is_blind(&self) -> bool {
-        VITAL.iter().any(|watched| self.problems.contains_key(watched))
+        self.is_held || VITAL.iter().any(|watched| self.problems.contains_key(watched))
     }
 
     /// Whether `credentials` are those that it is watched with, or that are tried.
@@ -300,7 +303,7 @@ impl PeerTask {
         }
     }
 
-    /// A sign of life. It renews the lease as long as changes of endpoints would be heard of.
+    /// A sign of life. It renews the lease as long as changes of endpoints would be heard of, and count.
     fn alive(&mut self, now: Instant) {
         if !self.is_blind() {
             self.lease.heard(now);
@@ -339,6 +342,35 @@ mod tests {
             hear(&mut peer, None, News::Answers(Duration::ZERO), at(69));
             assert_eq!(peer.lease.standing(at(69)), Standing::Fresh, "{hidden:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_whose_link_was_never_understood_is_lost_after_its_lease_and_fresh_once_it_is_understood() {
+        let (mut peer, start) = peer();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        peer.is_held = true;
+        let terms = Terms::default();
+        let mut seen = Vec::new();
+        for seconds in (0..4000).step_by(5) {
+            hear(&mut peer, None, News::Answers(Duration::ZERO), at(seconds));
+            list(&mut peer, at(seconds));
+            let standing = peer.lease.standing(at(seconds));
+            if seen.last().map(|(_, last)| *last) != Some(standing) {
+                seen.push((seconds, standing));
+            }
+        }
+        let lost = terms.lease.as_secs();
+        let times = [0, lost, lost + terms.stale.as_secs(), lost + terms.removed.as_secs()];
+        let standings = [Standing::Fresh, Standing::Lost { silent: false }, Standing::Stale, Standing::Removed];
+        assert_eq!(seen, times.into_iter().zip(standings).collect::<Vec<_>>());
+        assert_eq!(peer.rounds, 1);
+        // What was heard of it meanwhile is not told from what was missed: it is listed anew.
+        peer.is_held = false;
+        hear(&mut peer, None, News::Answers(Duration::ZERO), at(4000));
+        assert_eq!(peer.rounds, 2);
+        list(&mut peer, at(4001));
+        hear(&mut peer, None, News::Answers(Duration::ZERO), at(4005));
+        assert_eq!(peer.lease.standing(at(4005)), Standing::Fresh);
     }
 
     #[tokio::test]

@@ -346,7 +346,8 @@ impl Selector {
 pub enum Understood {
     /// All of it.
     Whole,
-    /// Which cluster it leads to, and not what may come in: so nothing does, and what is there stays.
+    /// Which cluster it leads to, and not what may come in: so nothing does, and what is there stays as long as if the peer
+    /// were not heard.
     Cluster,
     /// Not even that. What no other link's is may be its.
     Nothing,

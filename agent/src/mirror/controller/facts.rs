@@ -39,12 +39,15 @@ impl Controller {
             let credentials = wanted.and_then(|wanted| wanted.credentials.as_ref().ok());
             let unusable = wanted.and_then(|wanted| wanted.credentials.as_ref().err()).or(task.refused.as_ref());
             let failures = task.failure.iter().chain(task.problems.values()).cloned();
-            let failures = failures.chain(task.overflow.map(str::to_owned)).collect();
+            let held =
+                task.is_held.then(|| "what it says counts for nothing while its link isn't understood".to_owned());
+            let failures = failures.chain(task.overflow.map(str::to_owned)).chain(held).collect();
             let facts = Facts {
                 name: name.clone(),
                 object: wanted.map(|it| (it.definer.clone(), it.version.0.clone(), it.version.1)),
                 cluster: link.cluster.clone(),
                 problem: wanted.and_then(|wanted| wanted.problem.clone()),
+                is_held: task.is_held,
                 unusable: unusable.cloned(),
                 expires: credentials.and_then(|credentials| credentials.validity()),
                 is_unverified: credentials.is_some_and(|credentials| credentials.is_unverified()),

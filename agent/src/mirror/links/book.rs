@@ -1,7 +1,8 @@
 //! From Link objects and Secrets to the links that run: pure, and level-triggered as everything here.
 //!
 //! A name is one link's: one given as a flag comes first, then Tombolo's Link, then Linkerd's. An object that can't be
-//! understood takes nothing away: the link runs on as it was understood last, and one that never was holds what is there.
+//! understood takes nothing away: the link runs on as it was understood last, and one that never was holds what is there for as
+//! long as if its peer were not heard.
 
 use super::{
     LinkerdLink, credentials,
@@ -189,6 +190,7 @@ impl Book {
             version: version(&part.metadata),
             secret: object::secret(&part, &name),
             guess: guess(&name, object::cluster(&part, &name)),
+            terms: object::terms(&part, self.terms).unwrap_or(self.terms),
         };
         Wanted { told, ..self.wanted(Definer::Tombolo(name), understood, known) }
     }
@@ -206,6 +208,7 @@ impl Book {
             version: version(&part.metadata),
             secret: linkerd_secret(&part, &name),
             guess: Link { suffix, is_linkerds: true, ..guess(&name, cluster) },
+            terms: self.terms,
         };
         let wanted = self.wanted(Definer::Linkerd(name.clone()), understood, known);
         Some((LinkName(name.name), wanted))
@@ -213,7 +216,7 @@ impl Book {
 
     /// A link as its object says it; else as that was understood last; else as much as is known, by which nothing comes in.
     fn wanted(&mut self, definer: Definer, understood: Result<(Link, Terms), String>, known: Known) -> Wanted {
-        let Known { version, secret, guess } = known;
+        let Known { version, secret, guess, terms } = known;
         let ((link, terms), problem) = match understood {
             Ok(read) => {
                 self.understood.insert(definer.clone(), read.clone());
@@ -221,7 +224,7 @@ impl Book {
             }
             Err(reason) => {
                 let last = self.understood.get(&definer).cloned();
-                (last.unwrap_or((guess, self.terms)), Some(reason))
+                (last.unwrap_or((guess, terms)), Some(reason))
             }
         };
         let credentials = secret.and_then(|key| self.credentials(&key));
@@ -245,6 +248,8 @@ struct Known {
     secret: Result<SecretKey, String>,
     /// The link that it is if nothing of what it lets in was ever understood.
     guess: Link,
+    /// Its terms, by themselves.
+    terms: Terms,
 }
 
 fn guess(name: &ObjectName, cluster: Option<ClusterName>) -> Link {
@@ -359,6 +364,23 @@ mod tests {
             let never = book.links().0[&link("east")].clone();
             assert_eq!((never.link.cluster.0.as_str(), never.link.understood), (cluster, understood), "{spec}");
             assert!(never.problem.is_some() && never.credentials.is_ok(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn one_that_never_was_understood_has_the_terms_that_it_says() {
+        for (lease, removed) in [
+            (json!({"removeAfterSeconds": 60}), 60),
+            (json!({"removeAfterSeconds": 60, "staleAfterSeconds": 61}), 3600),
+            (json!({}), 3600),
+        ] {
+            let mut book = book();
+            let object = tombolo("east", json!({"podRanges": ["10.108.0.0/99"], "lease": lease}));
+            book.put_tombolo(name("east"), Some(Ok(object)));
+            book.put_secret(name("east-credentials"), Some(secret("t")));
+            let never = book.links().0[&link("east")].clone();
+            assert_eq!(never.terms.removed.as_secs(), removed, "{lease}");
+            assert_eq!(never.link.understood, Understood::Cluster);
         }
     }
 

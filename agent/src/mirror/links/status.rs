@@ -45,6 +45,8 @@ pub struct Facts {
     pub cluster: ClusterName,
     /// What can't be understood of the object.
     pub problem: Option<String>,
+    /// Whether the link was never understood since the mirror began.
+    pub is_held: bool,
     /// Why what the peer is reached with can't be used.
     pub unusable: Option<String>,
     /// How long the credential is good, if that ends.
@@ -90,7 +92,12 @@ impl Facts {
         let accepted = match &self.problem {
             None => well("Accepted", "Accepted"),
             Some(problem) => {
-                let message = format!("{problem}; the link runs on as it was understood last");
+                let effect = if self.is_held {
+                    "nothing new comes in, and what is here goes as if the peer were not heard"
+                } else {
+                    "the link runs on as it was understood last"
+                };
+                let message = format!("{problem}; {effect}");
                 ill("Accepted", "Invalid", message)
             }
         };
@@ -384,6 +391,7 @@ pub(in crate::mirror) mod tests {
             object: None,
             cluster: ClusterName("east".to_owned()),
             problem: None,
+            is_held: false,
             unusable: None,
             expires: None,
             is_unverified: false,

@@ -71,8 +71,7 @@ impl Peer {
 
     /// Whether it may still have what wasn't heard of: not listed yet, or by a link that isn't understood, and not given up.
     pub fn is_unheard(&self) -> bool {
-        let is_given_up = self.is_given_up && self.link.understood == Understood::Whole;
-        !self.is_heard() && !is_given_up && self.standing != Standing::Removed
+        !self.is_heard() && !self.is_given_up && self.standing != Standing::Removed
     }
 
     /// What its slices show of what would become an import: whether that is exported need not be known for this. None if they

@@ -252,6 +252,32 @@ fn a_link_that_is_not_understood_brings_nothing_in_and_takes_nothing_away() {
 }
 
 #[test]
+fn a_link_that_is_never_understood_is_as_a_peer_that_is_not_heard() {
+    for understood in [Understood::Cluster, Understood::Nothing] {
+        let mut scene = Scene::linked(&["east"]);
+        scene.service("east", "api", flat(), http());
+        scene.slice("east", "api", &["10.108.0.20"], ("http", 8080));
+        scene.service("east", "orders", json!({}), http());
+        scene.slice("east", "orders", &["10.108.0.30"], ("http", 8080));
+        scene.export("east", "orders", 1, json!({}));
+        scene.settle();
+        let mut restarted = scene.restarted(&["east"]);
+        restarted.link("east", |link| link.understood = understood);
+        for change in [Change::SlicesListed as fn(LinkName) -> Change, Change::Listed] {
+            restarted.world.apply(change(LinkName("east".to_owned())));
+        }
+        restarted.settle();
+        assert_eq!(restarted.written, [], "nothing goes because of it");
+        stands(&mut restarted, "east", Standing::Lost { silent: false });
+        assert_eq!(restarted.endpoints("api-east"), ["east 10.108.0.20 http=8080"], "{understood:?}");
+        stands(&mut restarted, "east", Standing::Stale);
+        assert_eq!(restarted.endpoints("api-east"), ["!east 10.108.0.20 http=8080 unready"], "{understood:?}");
+        stands(&mut restarted, "east", Standing::Removed);
+        assert_eq!(restarted.names(), [""; 0], "{understood:?}");
+    }
+}
+
+#[test]
 fn a_peer_that_is_not_heard_for_very_long_is_given_up_even_if_it_was_never_listed() {
     let mut scene = demo();
     scene.settle();
