@@ -5,17 +5,14 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
-use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, Error},
-};
-use serde_json::value::RawValue;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
 use std::borrow::Cow;
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub(super) struct RawObject {
-    /// Of it: name, namespace, resourceVersion and deletionTimestamp.
+    /// Of it: name, namespace, resourceVersion and deletionTimestamp, as far as they can be read.
     pub(super) metadata: ObjectMeta,
     text: Box<RawValue>,
 }
@@ -29,29 +26,43 @@ impl RawObject {
 
 impl<'de> Deserialize<'de> for RawObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Head {
-            #[serde(default)]
-            metadata: Metadata,
-        }
-        #[derive(Default, Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Metadata {
-            name: Option<String>,
-            namespace: Option<String>,
-            resource_version: Option<String>,
-            deletion_timestamp: Option<Time>,
-        }
         let text = Box::<RawValue>::deserialize(deserializer)?;
-        let Head { metadata } = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
-        let metadata = ObjectMeta {
-            name: metadata.name,
-            namespace: metadata.namespace,
-            resource_version: metadata.resource_version,
-            deletion_timestamp: metadata.deletion_timestamp,
-            ..ObjectMeta::default()
-        };
-        Ok(Self { metadata, text })
+        Ok(Self { metadata: head(text.get()), text })
+    }
+}
+
+/// What can be read of an object's metadata, whatever else is in there; nothing of what is no object.
+fn head(text: &str) -> ObjectMeta {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        namespace: Option<String>,
+        resource_version: Option<String>,
+        deletion_timestamp: Option<Time>,
+    }
+    let read = serde_json::from_str(text).map(|Head { metadata }| metadata);
+    let metadata = read.unwrap_or_else(|_| {
+        let object: Value = serde_json::from_str(text).unwrap_or_default();
+        let said = |field: &str| Some(object["metadata"][field].as_str()?.to_owned());
+        Metadata {
+            name: said("name"),
+            namespace: said("namespace"),
+            resource_version: said("resourceVersion"),
+            deletion_timestamp: None,
+        }
+    });
+    ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        resource_version: metadata.resource_version,
+        deletion_timestamp: metadata.deletion_timestamp,
+        ..ObjectMeta::default()
     }
 }
 
@@ -106,6 +117,48 @@ mod tests {
         assert!(odd.read::<Service>().is_err());
         assert_eq!(good.metadata.resource_version.as_deref(), Some("5"));
         assert_eq!(good.read::<Service>().unwrap().metadata.labels.unwrap()["app"], "good");
+    }
+
+    #[test]
+    fn whatever_a_hostile_peer_lists_the_others_are_read_and_what_it_is_called_if_that_can_be() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        let at = |metadata: &str| format!("{{\"metadata\": {metadata}}}");
+        for (hostile, name) in [
+            (at("null"), None),
+            (at("7"), None),
+            (at("[]"), None),
+            (at("\"odd\""), None),
+            (at(r#"{"name": null}"#), None),
+            (at(r#"{"name": 7}"#), None),
+            (at(r#"{"name": {"name": "odd"}}"#), None),
+            (at(r#"{"name": "odd", "namespace": 7}"#), Some("odd")),
+            (at(r#"{"name": "odd", "labels": {"a": 1}}"#), Some("odd")),
+            (at(r#"{"name": "odd", "labels": 7, "annotations": ["a"]}"#), Some("odd")),
+            (at(r#"{"name": "odd", "resourceVersion": 7}"#), Some("odd")),
+            (at(r#"{"name": "odd", "deletionTimestamp": "some day"}"#), Some("odd")),
+            (at(r#"{"name": "odd", "name": "even"}"#), Some("even")),
+            (at(&format!(r#"{{"name": "odd", "labels": {deep}}}"#)), Some("odd")),
+            (r#"{"metadata": {"name": "odd"}, "metadata": null}"#.to_owned(), None),
+            (format!(r#"{{"metadata": {{"name": 7}}, "spec": {deep}}}"#), None),
+            ("{}".to_owned(), None),
+            ("null".to_owned(), None),
+            ("7".to_owned(), None),
+            ("\"odd\"".to_owned(), None),
+            ("[[]]".to_owned(), None),
+            (deep.clone(), None),
+        ] {
+            let good = r#"{"metadata": {"name": "good", "namespace": "shop"}, "spec": {"ports": []}}"#;
+            let list = format!(
+                r#"{{"apiVersion": "v1", "kind": "ServiceList", "metadata": {{"resourceVersion": "7"}}, "items": [{hostile}, {good}]}}"#
+            );
+            let list = serde_json::from_str::<ObjectList<RawObject>>(&list);
+            let list = list.unwrap_or_else(|error| panic!("{hostile}: {error}"));
+            let [odd, good] = &list.items[..] else { panic!("{hostile}: two of them") };
+            assert_eq!(odd.metadata.name.as_deref(), name, "{hostile}");
+            assert!(odd.metadata.deletion_timestamp.is_none(), "{hostile}");
+            assert_eq!(good.metadata.name.as_deref(), Some("good"), "{hostile}");
+            assert!(good.read::<Service>().is_ok(), "{hostile}");
+        }
     }
 
     #[test]

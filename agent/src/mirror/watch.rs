@@ -329,7 +329,10 @@ fn name(meta: &ObjectMeta) -> Option<ObjectName> {
 }
 
 fn there(watched: Watched, origin: &Origin, object: &RawObject) -> Option<News> {
-    let name = name(&object.metadata)?;
+    let Some(name) = name(&object.metadata) else {
+        warn!(?watched, ?origin, "object left out: it has no name that can be read");
+        return None;
+    };
     match change(watched, origin, name.clone(), object) {
         Ok(news) => Some(news),
         Err(error) => {
