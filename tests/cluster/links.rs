@@ -25,7 +25,7 @@ use tokio::{
 use tombolo::mirror::{
     check::{Scope, Verdict, check},
     lease::Standing,
-    links::status::Facts,
+    links::status::{Denied, Facts},
 };
 
 #[tokio::test]
@@ -339,6 +339,42 @@ async fn a_peer_that_shows_its_pods_and_not_its_exports_keeps_no_pod_that_is_gon
     mirror.until("east", "without exports", is_forbidden).await?;
     rules(&peer, "tombolo-peer", |rules| *rules = before).await?;
     mirror.until("east", "connected", |facts| facts.is_connected).await
+}
+
+#[tokio::test]
+async fn what_the_own_api_server_refuses_to_take_is_said_and_written_once_it_may_be() -> anyhow::Result<()> {
+    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
+    install(&west)?;
+    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+    exports(&east, &peer, "10.108.0.1").await?;
+    own_half(&west, "east", &peer_half(&east, "tombolo-peer").await?, &["10.108.0.0/14"])?;
+    let before = rules(&own, "tombolo-mirror", |rules| {
+        rules.iter_mut().for_each(|rule| rule.verbs.retain(|verb| ["get", "list", "watch"].contains(&verb.as_str())));
+        rules.retain(|rule| !rule.verbs.is_empty());
+    });
+    let before = before.await?;
+    let mut mirror = Mirror::start(&west, "west").await?;
+    let is_denied =
+        |facts: &Facts| facts.is_connected && facts.denied.imports == 1 && facts.denied.reason.contains("forbidden");
+    mirror.until("east", "denied", is_denied).await?;
+    let written = async || -> anyhow::Result<String> {
+        let status = links(&own).get("east").await?.data["status"].clone();
+        let condition = status["conditions"].as_array().into_iter().flatten().find(|it| it["type"] == "Written");
+        Ok(condition.and_then(|it| it["status"].as_str()).unwrap_or_default().to_owned())
+    };
+    until("said", || async { Ok(written().await? == "False") }).await?;
+    // It stays refused, and is tried less and less often.
+    sleep(Duration::from_secs(5)).await;
+    mirror.until("east", "denied", is_denied).await?;
+    assert!(!has_service(&own, NAMESPACE, "api-east").await?);
+
+    rules(&own, "tombolo-mirror", |rules| *rules = before).await?;
+    let took =
+        until("written", || async { Ok(backends(&own, NAMESPACE, "api-east").await? == ["10.108.0.1:8080"]) }).await?;
+    println!("a right that was granted was used after {took:?}");
+    mirror.until("east", "well", |facts| facts.denied == Denied::default()).await?;
+    until("said", || async { Ok(written().await? == "True") }).await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -9,8 +9,7 @@ use super::{
     links::{follow::Shown, status::StatusWriter},
     lookup::Lookups,
     peer::{OBJECTS, PeerTask, Sorted},
-    plan::{self, Step},
-    probe,
+    plan, probe,
     queue::Queue,
     serve::View,
     source::{Link, LinkName, McsVersions, Origin, Understood},
@@ -18,7 +17,10 @@ use super::{
     versions::Versions,
     watch::{self, News, Teller, Told, Watched},
     world::{Change, ImportKey, ImportKind, OwnAddresses, Peer, World},
-    writer::{self, Done, Performed, Writer},
+    writer::{
+        self, Done, Performed, Writer,
+        refused::{self, Denial},
+    },
 };
 use crate::model::{ClusterName, ObjectName};
 use anyhow::{Context, bail};
@@ -133,7 +135,8 @@ pub async fn run(
                 let now = controller.facts();
                 status.report(&now);
                 let links = now.into_iter().map(|(facts, _)| facts).collect();
-                drop(view.send_replace(View { leads: true, is_synced: controller.is_synced(), links }));
+                let denied = controller.invalid.len();
+                drop(view.send_replace(View { leads: true, is_synced: controller.is_synced(), denied, links }));
             }
             () = sleep_until(due.into()) => {}
         }
@@ -164,7 +167,7 @@ struct Controller {
     writes: JoinSet<Wrote>,
     queue: Queue,
     /// Steps that were refused and wait to be tried again.
-    invalid: BTreeMap<ImportKey, Vec<Step>>,
+    invalid: BTreeMap<ImportKey, Vec<Denial>>,
     /// Whether there is more to look at than there was time for.
     is_behind: bool,
     /// Versions of own objects, as writes and watches know them.
@@ -426,7 +429,7 @@ impl Controller {
                 continue;
             }
             let steps: Vec<_> = steps.into_iter().map(|step| (plan::source(&self.world, &key, &step), step)).collect();
-            if writer::is_all_refused(&steps, &known) {
+            if refused::is_all_of(&steps, &known) {
                 continue;
             }
             let (writer, versions) = (self.writer.clone(), self.mcs);
@@ -481,6 +484,12 @@ impl Controller {
                 self.queue.done(key);
             }
             None => {
+                let before = self.invalid.remove(&key).unwrap_or_default();
+                for Denial { step, reason } in &refused {
+                    if refused::known(&before, step).is_none_or(|before| before.reason != *reason) {
+                        warn!(import = %key.object, reason, "write refused; the rest goes on, and this is tried again");
+                    }
+                }
                 self.invalid.insert(key.clone(), refused);
                 self.queue.partial(key, Instant::now());
             }

@@ -42,6 +42,8 @@ pub struct View {
     pub leads: bool,
     /// Whether links and the own cluster's objects are known, so that it writes.
     pub is_synced: bool,
+    /// How many imports the own API server refuses to take, in part or all of it.
+    pub denied: usize,
     /// How each link stands.
     pub links: Vec<Facts>,
 }
@@ -142,8 +144,13 @@ fn metrics(view: &View, now: Timestamp) -> String {
     text.line("tombolo_mirror_leader", &[], f64::from(u8::from(view.leads)));
     text.head("tombolo_mirror_synced", "Whether this cluster's links and objects are known.");
     text.line("tombolo_mirror_synced", &[], f64::from(u8::from(view.is_synced)));
+    text.head(
+        "tombolo_mirror_refused_imports",
+        "Imports that this cluster's API server refuses to take as they should be.",
+    );
+    text.line("tombolo_mirror_refused_imports", &[], number(view.denied));
     type Value = fn(&Facts) -> Option<f64>;
-    let gauges: [(&str, &str, Value); 7] = [
+    let gauges: [(&str, &str, Value); 8] = [
         ("tombolo_link_connected", "Whether the peer answers and everything was listed.", |it| {
             Some(f64::from(u8::from(it.is_connected)))
         }),
@@ -152,6 +159,11 @@ fn metrics(view: &View, now: Timestamp) -> String {
         }),
         ("tombolo_link_imported_services", "What here has a part in the peer.", |it| Some(number(it.imported))),
         ("tombolo_link_endpoints", "Endpoints of the peer's cluster in slices here.", |it| Some(number(it.endpoints))),
+        (
+            "tombolo_link_refused_imports",
+            "Imports of the peer's that this cluster's API server refuses to take.",
+            |it| Some(number(it.denied.imports)),
+        ),
         ("tombolo_link_round_trip_seconds", "How long the peer's API takes to answer.", |it| {
             it.round_trip.map(|time| time.as_secs_f64())
         }),
@@ -232,10 +244,13 @@ mod tests {
         let mut link = facts();
         link.refused = [(Refusal::OwnPod, 2)].into();
         link.round_trip = Some(Duration::from_millis(12));
-        let view = View { leads: true, is_synced: true, links: vec![link] };
+        link.denied.imports = 2;
+        let view = View { leads: true, is_synced: true, denied: 3, links: vec![link] };
         let text = metrics(&view, Timestamp::from_second(1_800_000_000).unwrap());
         for line in [
             "tombolo_mirror_leader 1",
+            "tombolo_mirror_refused_imports 3",
+            "tombolo_link_refused_imports{link=\"east\",cluster=\"east\"} 2",
             "tombolo_link_connected{link=\"east\",cluster=\"east\"} 1",
             "tombolo_link_endpoints{link=\"east\",cluster=\"east\"} 9",
             "tombolo_link_round_trip_seconds{link=\"east\",cluster=\"east\"} 0.012",
@@ -251,7 +266,7 @@ mod tests {
     #[test]
     fn one_that_waits_is_ready_and_one_that_leads_once_it_knows_its_links() {
         let status = |leads, is_synced| {
-            answer(&Method::GET, "/readyz", &View { leads, is_synced, links: Vec::new() }).status().as_u16()
+            answer(&Method::GET, "/readyz", &View { leads, is_synced, ..View::default() }).status().as_u16()
         };
         assert_eq!((status(false, false), status(true, false), status(true, true)), (200, 503, 200));
         assert_eq!(answer(&Method::GET, "/x", &View::default()).status(), 404);

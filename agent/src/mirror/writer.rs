@@ -17,14 +17,13 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions},
     core::Status,
 };
-use refused::{Refused, Sourced};
+use refused::{Denial, Refused, Sourced};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep_until, timeout},
 };
-use tracing::warn;
 
 /// Writes a second in the long run, and at once after a pause.
 const RATE: u32 = 400;
@@ -66,7 +65,7 @@ impl Writer {
     ///
     /// An object that it finds invalid keeps nothing else from being written, and from being deleted only what it was to
     /// come in the place of. What was found invalid just before (`known`) isn't sent again.
-    pub(super) async fn perform(&self, steps: Vec<Sourced>, known: &[Step], versions: McsVersions) -> Performed {
+    pub(super) async fn perform(&self, steps: Vec<Sourced>, known: &[Denial], versions: McsVersions) -> Performed {
         let mut performed = Performed::default();
         let mut refused = Refused::none_of(&steps);
         for (source, step) in steps {
@@ -75,9 +74,9 @@ impl Writer {
                 continue;
             }
             let (source, step) = sourced;
-            if known.contains(&step) {
+            if let Some(denial) = refused::known(known, &step) {
                 refused.add(source);
-                performed.refused.push(step);
+                performed.refused.push(denial.clone());
                 continue;
             }
             let done = &mut performed.done;
@@ -98,9 +97,8 @@ impl Writer {
                     if !is_final(&status) {
                         return Performed { failure: Some(failure), ..performed };
                     }
-                    warn!(reason = failure, "write refused; the rest goes on");
                     refused.add(source);
-                    performed.refused.push(step);
+                    performed.refused.push(Denial { step, reason: failure });
                 }
                 Ok(Err(error)) => return Performed { failure: Some(format!("{said}: {error}")), ..performed },
                 Err(_) => {
@@ -161,8 +159,8 @@ pub(super) struct Performed {
     pub(super) done: Vec<Done>,
     /// What kept the rest from being tried.
     pub(super) failure: Option<String>,
-    /// Steps that the API server found invalid.
-    pub(super) refused: Vec<Step>,
+    /// Steps that the API server refused.
+    pub(super) refused: Vec<Denial>,
 }
 
 /// What the API server holds after a write; the watch will say so too, later.
@@ -192,18 +190,6 @@ fn describe(step: &Step) -> String {
         Step::PutStatus(kind, name, _) => format!("apply the status of {kind:?} {name}"),
         Step::Delete(kind, name, _) => format!("delete {kind:?} {name}"),
     }
-}
-
-/// Whether of these steps none is left but those that were refused (`known`), and those that wait for these.
-pub(super) fn is_all_refused(steps: &[Sourced], known: &[Step]) -> bool {
-    let mut refused = Refused::none_of(steps);
-    steps.iter().all(|sourced| {
-        let is_known = known.contains(&sourced.1);
-        if is_known {
-            refused.add(sourced.0.clone());
-        }
-        is_known || refused.has_wait(sourced)
-    })
 }
 
 /// The object that a step writes.

@@ -31,7 +31,7 @@ pub(super) fn link(
             findings.push(say("link", Verdict::Ok, format!("{kind} to cluster {}, {mode}", wanted.link.cluster.0)));
         }
     }
-    for condition in ["Accepted", "CredentialsValid", "Connected", "EndpointsAccepted"] {
+    for condition in ["Accepted", "CredentialsValid", "Connected", "EndpointsAccepted", "Written"] {
         if let Some([status, reason, message]) = wanted.told.conditions.get(condition)
             && status == "False"
         {

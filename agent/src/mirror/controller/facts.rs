@@ -3,11 +3,12 @@
 use super::Controller;
 use crate::{
     mirror::{
-        links::status::Facts,
+        links::status::{Denied, Facts},
         peer::PeerTask,
         source::{LinkName, Told},
         validate::Refusal,
         watch,
+        world::ImportKey,
     },
     model::ClusterName,
 };
@@ -22,6 +23,16 @@ impl Controller {
                 self.world.exporters(key).filter_map(|(exporter, _)| watch::link(&exporter.0)).collect();
             for link in links {
                 *counts.entry(link).or_default() += 1;
+            }
+        }
+        let mut denied: BTreeMap<&LinkName, Denied> = BTreeMap::new();
+        for (key, refused) in &self.invalid {
+            for link in self.links_of(key) {
+                let known = denied.entry(link).or_default();
+                known.imports += 1;
+                if let Some(refused) = refused.first().filter(|_| known.imports == 1) {
+                    known.reason.clone_from(&refused.reason);
+                }
             }
         }
         let mut endpoints: BTreeMap<&ClusterName, usize> = BTreeMap::new();
@@ -60,9 +71,19 @@ impl Controller {
                 imported: counts.get(name).copied().unwrap_or(0),
                 endpoints: endpoints.get(&link.cluster).copied().unwrap_or(0),
                 refused: refused.get(name).cloned().unwrap_or_default(),
+                denied: denied.get(name).cloned().unwrap_or_default(),
             };
             Some((facts, wanted.map(|wanted| wanted.told.clone()).unwrap_or_default()))
         };
         self.peers.iter().filter_map(facts).collect()
+    }
+
+    /// The links that have a part in an import, or had one when it was written last.
+    fn links_of<'a>(&'a self, key: &'a ImportKey) -> BTreeSet<&'a LinkName> {
+        let exporters = self.world.exporters(key).filter_map(|(exporter, _)| watch::link(&exporter.0));
+        let placed = self.world.own.placed.get(key).into_iter().flat_map(BTreeMap::values);
+        let clusters: BTreeSet<&ClusterName> = placed.map(|placed| &placed.content.cluster).collect();
+        let peers = self.world.peers.iter().filter(|(_, peer)| clusters.contains(&peer.link.cluster));
+        exporters.chain(peers.map(|(link, _)| link)).collect()
     }
 }

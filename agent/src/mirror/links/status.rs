@@ -71,6 +71,17 @@ pub struct Facts {
     pub endpoints: usize,
     /// Endpoints that were refused.
     pub refused: BTreeMap<Refusal, u32>,
+    /// What can't be written here of what it brings in.
+    pub denied: Denied,
+}
+
+/// What the own API server, or a policy of its, refuses to take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Denied {
+    /// How many imports aren't as they should be because of it.
+    pub imports: usize,
+    /// What was said of the first one.
+    pub reason: String,
 }
 
 /// A condition, without its times.
@@ -88,7 +99,7 @@ pub struct Condition {
 
 impl Facts {
     /// What holds of the link; each is well if it is true.
-    pub fn conditions(&self, now: Timestamp) -> [Condition; 4] {
+    pub fn conditions(&self, now: Timestamp) -> [Condition; 5] {
         let accepted = match &self.problem {
             None => well("Accepted", "Accepted"),
             Some(problem) => {
@@ -134,7 +145,16 @@ impl Facts {
         } else {
             ill("EndpointsAccepted", "Refused", format!("endpoints refused: {}", refused.join(", ")))
         };
-        [accepted, credentials, connected, endpoints]
+        let written = match self.denied.imports {
+            0 => well("Written", "Written"),
+            count => {
+                // Some policies say a lot.
+                let reason: String = self.denied.reason.chars().take(500).collect();
+                let message = format!("{count} imports can't be written as they should be, as: {reason}");
+                ill("Written", "Refused", message)
+            }
+        };
+        [accepted, credentials, connected, endpoints, written]
     }
 
     /// The status, without what always changes.
@@ -357,7 +377,7 @@ pub(in crate::mirror) mod tests {
         type Change = fn(&mut Facts, Option<Validity>);
         let end = |seconds: i64| Timestamp::from_second(now().as_second() + seconds).ok();
         let end = |seconds: i64| end(seconds).map(|end| Validity { from: None, end });
-        let cases: [(Change, Option<Validity>, &str, &str); 8] = [
+        let cases: [(Change, Option<Validity>, &str, &str); 9] = [
             (|it, _| it.problem = Some("spec.x".to_owned()), None, "Accepted", "Invalid"),
             (|it, _| it.unusable = Some("no Secret".to_owned()), None, "CredentialsValid", "Unusable"),
             (|it, end| it.expires = end, end(-1), "CredentialsValid", "Expired"),
@@ -366,6 +386,7 @@ pub(in crate::mirror) mod tests {
             (|it, _| it.failures = vec!["RBAC".to_owned()], None, "Connected", "Incomplete"),
             (|it, _| it.standing = Standing::Lost { silent: true }, None, "Connected", "Lost"),
             (|it, _| it.refused = [(Refusal::OwnPod, 2)].into(), None, "EndpointsAccepted", "Refused"),
+            (|it, _| it.denied = Denied { imports: 2, reason: "403".to_owned() }, None, "Written", "Refused"),
         ];
         for (change, end, kind, reason) in cases {
             let mut facts = facts();
@@ -404,6 +425,7 @@ pub(in crate::mirror) mod tests {
             imported: 2,
             endpoints: 9,
             refused: BTreeMap::new(),
+            denied: Denied::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What must not be deleted while something else is refused: what was to come in its place isn't there.
+//! Steps that an API server refused, and what must not be deleted meanwhile: what was to come in its place isn't there.
 
 use crate::{
     mirror::plan::{Kind, Step},
@@ -8,6 +8,15 @@ use std::collections::BTreeSet;
 
 /// A step, and the one cluster that it is about; none where it is about what all members have a part in.
 pub(crate) type Sourced = (Option<ClusterName>, Step);
+
+/// A step that was refused.
+#[derive(Clone, Debug)]
+pub(crate) struct Denial {
+    /// What was to be done.
+    pub(crate) step: Step,
+    /// Why it wasn't, as the API server said it.
+    pub(crate) reason: String,
+}
 
 /// What was refused of one import's steps.
 #[derive(Debug, Default)]
@@ -37,6 +46,23 @@ impl Refused {
         matches!(step, Step::Delete(..))
             && (self.sources.contains(source) || self.sources.contains(&None) && is_replaced())
     }
+}
+
+/// What came of a step when it was tried last, if it was refused.
+pub(crate) fn known<'a>(known: &'a [Denial], step: &Step) -> Option<&'a Denial> {
+    known.iter().find(|denial| denial.step == *step)
+}
+
+/// Whether of these steps none is left but those that were refused (`known`), and those that wait for these.
+pub(crate) fn is_all_of(steps: &[Sourced], known: &[Denial]) -> bool {
+    let mut refused = Refused::none_of(steps);
+    steps.iter().all(|sourced| {
+        let is_known = self::known(known, &sourced.1).is_some();
+        if is_known {
+            refused.add(sourced.0.clone());
+        }
+        is_known || refused.has_wait(sourced)
+    })
 }
 
 #[cfg(test)]
