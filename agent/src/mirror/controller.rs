@@ -1,6 +1,8 @@
 //! The loop between the watches and the writer: takes news in, finds what is dirty, has it written. Decides nothing itself.
 
 mod facts;
+#[cfg(test)]
+mod tests;
 
 use super::{
     gateway,
@@ -8,7 +10,7 @@ use super::{
     lease::{Standing, Terms},
     links::{follow::Shown, status::StatusWriter},
     lookup::Lookups,
-    peer::{OBJECTS, PeerTask, Sorted},
+    peer::{FEWER, OBJECTS, PeerTask, Sorted},
     plan, probe,
     queue::Queue,
     serve::View,
@@ -505,6 +507,9 @@ impl Controller {
     fn judge(&mut self, now: Instant) {
         for (link, task) in &mut self.peers {
             let standing = task.lease.standing(now);
+            if task.overflow.is_some() && self.world.object_count(&Origin::Link(link.clone())) < FEWER {
+                task.relieve();
+            }
             if standing != task.shown {
                 info!(%link, ?standing, "peer stands otherwise");
                 task.shown = standing;

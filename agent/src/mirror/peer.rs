@@ -31,6 +31,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Objects that one peer may have: far more than a cluster has, and few enough to be held.
 pub(super) const OBJECTS: usize = 200_000;
+/// One that had more is taken for one that hasn't below this: at the limit it would be listed anew again and again.
+pub(super) const FEWER: usize = OBJECTS / 10 * 9;
 /// What endpoints are made of: a peer that doesn't show these is not heard, whatever else it answers.
 const VITAL: [Watched; 2] = [Watched::Services, Watched::Slices];
 
@@ -300,6 +302,14 @@ impl PeerTask {
         let reason = "the peer has more objects than any should: the rest is left out";
         if self.overflow.replace(reason).is_none() {
             warn!(link = %self.name, reason, "peer brings in too much");
+        }
+    }
+
+    /// That it has few enough again: what was left out is heard by beginning anew.
+    pub(super) fn relieve(&mut self) {
+        if self.overflow.take().is_some() {
+            info!(link = %self.name, "peer brings in less again; it is listed anew");
+            self.begin();
         }
     }
 
