@@ -51,6 +51,27 @@ impl Step {
             | Self::Delete(_, name, _) => name,
         }
     }
+
+    /// Whether it asks for the same as `other`, whenever either was planned: conditions that turn have the time of that.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::PutStatus(kind, name, status), Self::PutStatus(its_kind, its_name, its)) => {
+                (kind, name) == (its_kind, its_name) && timeless(status) == timeless(its)
+            }
+            _ => self == other,
+        }
+    }
+}
+
+/// A status without the times of its conditions.
+fn timeless(status: &Value) -> Value {
+    let mut status = status.clone();
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        if let Some(condition) = condition.as_object_mut() {
+            condition.remove("lastTransitionTime");
+        }
+    }
+    status
 }
 
 /// The one cluster that a step is about; none where it is about what all members have a part in.

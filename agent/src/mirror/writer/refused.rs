@@ -50,7 +50,7 @@ impl Refused {
 
 /// What came of a step when it was tried last, if it was refused.
 pub(crate) fn known<'a>(known: &'a [Denial], step: &Step) -> Option<&'a Denial> {
-    known.iter().find(|denial| denial.step == *step)
+    known.iter().find(|denial| denial.step.is_same(step))
 }
 
 /// Whether of these steps none is left but those that were refused (`known`), and those that wait for these.
@@ -91,6 +91,31 @@ mod tests {
             }
             let held: Vec<usize> = (0..steps.len()).filter(|place| all.has_wait(&steps[*place])).collect();
             assert_eq!(held, waiting, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_was_refused_is_the_same_whenever_it_is_planned() {
+        let status = |time: &str, reason: &str| {
+            let condition = json!({"type": "Ready", "status": "False", "reason": reason, "lastTransitionTime": time});
+            json!({"clusters": [{"cluster": "east"}], "conditions": [condition]})
+        };
+        let step = |name: &str, status| Step::PutStatus(Kind::Export, self::name(name), status);
+        let denial = Denial {
+            step: step("api", status("2026-01-01T00:00:00Z", "Pending")),
+            reason: "forbidden (403)".to_owned(),
+        };
+        for (step, is_known) in [
+            (step("api", status("2026-01-01T00:00:00Z", "Pending")), true),
+            (step("api", status("2026-01-01T00:00:07Z", "Pending")), true),
+            (step("api", status("2026-01-01T00:00:07Z", "Taken")), false),
+            (step("cart", status("2026-01-01T00:00:00Z", "Pending")), false),
+            (Step::PutStatus(Kind::Import, name("api"), status("2026-01-01T00:00:00Z", "Pending")), false),
+            (Step::Put(Kind::Export, name("api"), status("2026-01-01T00:00:00Z", "Pending")), false),
+        ] {
+            let known = std::slice::from_ref(&denial);
+            assert_eq!(self::known(known, &step).is_some(), is_known, "{step:?}");
+            assert_eq!(is_all_of(&[(None, step.clone())], known), is_known, "{step:?}");
         }
     }
 
