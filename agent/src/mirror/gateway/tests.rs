@@ -261,7 +261,8 @@ fn an_importer_follows_the_gateway_wherever_it_goes() {
     );
     // Names are looked up elsewhere; until that was done they stand for nothing.
     assert_eq!(show(&mut west, json!([{"hostname": "lb.example.com"}])), [""; 0]);
-    assert_eq!(west.world.gateway_hosts(), BTreeSet::from(["lb.example.com"]));
+    let hosts: BTreeSet<&str> = west.world.gateway_hosts().into_iter().map(|(_, host)| host).collect();
+    assert_eq!(hosts, BTreeSet::from(["lb.example.com"]));
     for addresses in [&["198.51.100.30"][..], &["198.51.100.31", "198.51.100.32"], &[]] {
         let found = addresses.iter().map(|address| address.parse().unwrap()).collect();
         west.world.apply(Change::Host("lb.example.com".to_owned(), found));
@@ -475,5 +476,5 @@ fn host_names_are_bounded_for_each_peer_by_itself() {
         scene.object(link, &object);
     }
     let hosts = scene.world.gateway_hosts();
-    assert!(hosts.len() == 257 && hosts.contains("north-9-0.example.com"), "{}", hosts.len());
+    assert!(hosts.len() == 257 && hosts.iter().any(|(_, host)| *host == "north-9-0.example.com"), "{}", hosts.len());
 }

@@ -84,14 +84,15 @@ impl World {
         targets.into_iter().map(|(_, target)| target).collect()
     }
 
-    /// The host names of all peers' gateways, of no peer more than [`MAX_HOSTS`].
-    pub fn gateway_hosts(&self) -> BTreeSet<&str> {
+    /// The host names of all peers' gateways by link, of no peer more than [`MAX_HOSTS`].
+    pub fn gateway_hosts(&self) -> BTreeSet<(&LinkName, &str)> {
         fn of_peer(peer: &Peer) -> BTreeSet<&str> {
             let names = peer.cluster.gateways.all();
             let gateways = names.iter().filter_map(|name| peer.cluster.services.get(name)?.gateway.as_deref());
             gateways.flat_map(|gateway| &gateway.hosts).map(String::as_str).collect()
         }
-        self.peers.values().flat_map(|peer| of_peer(peer).into_iter().take(MAX_HOSTS)).collect()
+        let of_link = |(link, peer)| of_peer(peer).into_iter().take(MAX_HOSTS).map(move |host| (link, host));
+        self.peers.iter().flat_map(of_link).collect()
     }
 
     /// A host name stands for other addresses now.
