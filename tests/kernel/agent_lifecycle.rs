@@ -1,11 +1,23 @@
 //! Start, kill, restart, stop, unload.
 
 use crate::{
-    agent_site::{Site, adopted_all, names, service},
+    agent_site::{Site, adopted_all, names, program, service},
     clock::{SOON, until},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Read, Write},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 use tombolo::datapath::HOOKS;
 
 /// Connects that have to go on through a kill and a restart.
@@ -208,6 +220,42 @@ fn unloading_takes_everything_away_and_nothing_else() {
     let said = site.tombolo(&["services"]);
     assert!(!said.status.success(), "{said:?}");
     assert!(said.err.contains("none left its tables"), "{said:?}");
+}
+
+#[test]
+fn unloading_that_is_told_to_end_in_the_middle_ends_when_it_is_done() {
+    let Some(site) = Site::new() else { return };
+    for arguments in [&["unload", "--stay"][..], &["unload"]] {
+        // It can't say what it did while nobody reads, so it is in the middle of it as long as we like.
+        let (mut reader, writer) = io::pipe().unwrap();
+        let filled = fill(&writer);
+        let mut command = Command::new(program("tombolo"));
+        let mut child = command.args(arguments).arg("--pins").arg(&site.pins).stdout(writer).spawn().unwrap();
+        drop(command);
+        let waits = PathBuf::from(format!("/proc/{}/wchan", child.id()));
+        let is_waiting = || fs::read_to_string(&waits).unwrap().contains("pipe_write").then_some(());
+        assert!(until(SOON, is_waiting).is_some(), "{:?}", fs::read_to_string(&waits));
+        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        let mut said = Vec::new();
+        reader.read_to_end(&mut said).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{arguments:?}: {status:?}");
+        assert!(String::from_utf8_lossy(&said[filled..]).contains("nothing is pinned"), "{arguments:?}");
+    }
+}
+
+/// Writes until a pipe takes no more, and says how much that was.
+fn fill(writer: &io::PipeWriter) -> usize {
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut again = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    let mut filled = 0;
+    loop {
+        match again.write(&[b'.'; 4096]) {
+            Ok(written) => filled += written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return filled,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[test]

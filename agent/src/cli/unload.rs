@@ -5,7 +5,7 @@ use crate::datapath::{pins::Pins, preflight};
 use anyhow::Context;
 use clap::Args;
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Remove everything that an agent pinned.
 #[derive(Args)]
@@ -19,6 +19,9 @@ pub(super) struct UnloadArgs {
 }
 
 pub(super) fn run(args: &UnloadArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    // Whoever is told to end while it removes things would leave half of them: it ends when it is done.
+    let mut end = runtime.block_on(async { End::listen() })?;
     preflight::check_privileges()?;
     let pins = Pins::new(&args.pins);
     // A running agent would put everything back.
@@ -29,19 +32,31 @@ pub(super) fn run(args: &UnloadArgs) -> anyhow::Result<()> {
         n => say(format!("removed {n} pins from {}; connections take their ordinary path", args.pins.display()))?,
     }
     drop(locks);
-    if args.stay { wait() } else { Ok(()) }
+    if args.stay {
+        runtime.block_on(end.told());
+    }
+    Ok(())
 }
 
-/// Waits for SIGTERM or SIGINT.
-fn wait() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+/// SIGTERM and SIGINT, from when it is made: one that comes before it is waited for isn't lost, and ends nothing.
+struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    /// Within a runtime.
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
+    }
+
+    async fn told(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        Ok(())
-    })
+    }
 }
