@@ -351,11 +351,10 @@ impl Reconciler {
         self.look_for_strangers();
         self.count_refused_udp();
         self.mind_udp();
-        let behind = self.faults.tables.is_some() || self.writer.datapath.waits();
+        let (behind, now) = (self.faults.tables.is_some() || self.writer.datapath.waits(), Instant::now());
         if self.look_for_pods(true) || behind {
             self.pass();
-        } else if self.complete && (self.writer.has_idle(Instant::now()) || self.writer.awaits_settling(Instant::now()))
-        {
+        } else if self.complete && (self.writer.has_idle(now) || self.writer.is_unfinished(now)) {
             self.write();
         }
         let is_due = self.proven.is_none_or(|last| last.elapsed() >= PROOF);

@@ -16,7 +16,7 @@ use tombolo_ebpf::abi::{FrontendKey, UDP};
 use tracing::{info, warn};
 
 /// Plans that follow each other at most. Each finds room that the one before has made; what is still refused then is
-/// tried with the next change.
+/// tried a moment later.
 const PLANS: usize = 8;
 /// How long a backend stays at least once no slot names it: a thread that was sent there at the last moment may be
 /// kept from sending its SYN for a while, if its pod's CPU time is used up.
@@ -42,6 +42,8 @@ pub(super) struct Writer<D> {
     differing: Differing,
     /// When programs were last waited for.
     settled: Option<Instant>,
+    /// Whether planning again may find room for what was refused.
+    behind: bool,
     refused: BTreeMap<FrontendKey, String>,
     refused_pods: usize,
     /// What health has found out; none until it has said anything.
@@ -66,6 +68,7 @@ impl<D: Datapath> Writer<D> {
             unknown: true,
             differing: Differing::All,
             settled: None,
+            behind: false,
             refused: BTreeMap::new(),
             refused_pods: 0,
             verdicts: None,
@@ -122,48 +125,58 @@ impl<D: Datapath> Writer<D> {
         }
         self.put_verdicts()?;
         let mut settles = self.settled.is_none_or(|last| now.saturating_duration_since(last) >= SETTLE);
-        let (mut done, mut plans) = (0, 0);
-        while plans < PLANS {
+        let (mut done, mut plans, mut refused) = (0, 0, (BTreeMap::new(), 0));
+        let was_behind = std::mem::replace(&mut self.behind, true);
+        while self.behind && plans < PLANS {
             self.look_at_left(now);
             // What was not pruned differs still, whatever changed since.
             let differing = self.differing.frontends().filter(|_| prune);
             let scope = Scope { differing, most: MOST, settles };
             let plan = plan_within(&scope, desired, &self.installed, &self.capacity, &self.own, prune);
             let idle: Vec<(u32, u32)> = self.idle().collect();
+            let unsound = self.installed.unsound().clone();
             self.carry_out(&plan.steps)?;
             self.put_verdicts()?;
             self.look_at_left(now);
             done += plan.steps.len();
             if settles {
                 self.settled = Some(now);
-                if prune {
-                    self.draining = idle.into_iter().filter(|backend| self.left.contains_key(backend)).collect();
-                }
+            }
+            if prune {
+                // Without settling, what drains isn't told from what may be cleared.
+                let stays = idle.into_iter().filter(|backend| settles && self.left.contains_key(backend));
+                self.draining = stays.collect();
             }
             if plan.left {
                 settles = false;
                 continue;
             }
-            plans += 1;
+            // Slots that two services led to are one's alone now, and the other has to be written anew.
+            let entangled = *self.installed.unsound() != unsound;
             if prune {
-                self.differing = Differing::Only(plan.refused.iter().map(|(key, _)| *key).collect());
+                let refused = plan.refused.iter().map(|(key, _)| *key);
+                self.differing = Differing::Only(refused.chain(self.installed.unsound().iter().copied()).collect());
             }
-            let is_short = !plan.refused.is_empty() && !settles && self.installed.awaits_grace();
-            self.note_refused(plan.refused.into_iter().collect(), plan.refused_pods.len());
-            if !plan.again && !is_short {
-                break;
-            }
+            let is_new = |(key, _): &(FrontendKey, String)| was_behind || !self.refused.contains_key(key);
+            let is_short = !settles && self.installed.awaits_grace() && plan.refused.iter().any(is_new);
+            // One that finds no room until programs were waited for is followed by the same that waits.
+            plans += usize::from(!is_short);
+            self.behind = plan.again || is_short || entangled;
+            refused = (plan.refused.into_iter().collect(), plan.refused_pods.len());
             settles = true;
         }
+        self.note_refused(refused.0, refused.1);
         if done > 0 {
             info!(steps = done, frontends = self.installed.frontends().len(), "tables changed");
         }
         Ok(())
     }
 
-    /// Whether something is in place still that only programs which were running at its last change need.
-    pub(super) fn awaits_settling(&self, now: Instant) -> bool {
-        self.installed.awaits_grace() && self.settled.is_none_or(|last| now.saturating_duration_since(last) >= SETTLE)
+    /// Whether there is something to do that no change brings about: what only programs need that were running at its last
+    /// change, or what a call left to the next one.
+    pub(super) fn is_unfinished(&self, now: Instant) -> bool {
+        let is_time = self.settled.is_none_or(|last| now.saturating_duration_since(last) >= SETTLE);
+        self.behind || self.installed.awaits_grace() && is_time
     }
 
     /// Puts what health found out into force: now, ahead of any plan, and for whatever plans install from now on.
@@ -291,11 +304,13 @@ mod tests {
         steps: usize,
         fails_at: Option<usize>,
         busy: BTreeSet<(u32, u32)>,
+        /// What somebody else made of the tables takes steps to mend that they never take otherwise.
+        is_checked: bool,
     }
 
     impl Fake {
         fn new(fails_at: Option<usize>) -> Self {
-            Self { kernel: Installed::default(), steps: 0, fails_at, busy: BTreeSet::new() }
+            Self { kernel: Installed::default(), steps: 0, fails_at, busy: BTreeSet::new(), is_checked: true }
         }
     }
 
@@ -306,7 +321,7 @@ mod tests {
                 bail!("out of luck");
             }
             let allowed = self.kernel.check(step, &CAPACITY);
-            ensure!(allowed.is_ok(), "unsafe: {allowed:?}");
+            ensure!(!self.is_checked || allowed.is_ok(), "unsafe: {allowed:?}");
             self.kernel.apply(step);
             Ok(())
         }
@@ -428,11 +443,11 @@ mod tests {
             assert_eq!(installed.services.values().filter(|service| service.exclusive).count(), at + 1);
         }
         assert!(writer.installed().awaits_grace(), "nobody waited for programs");
-        assert!(!writer.awaits_settling(start));
+        assert!(!writer.is_unfinished(start));
         let later = start + SETTLE;
-        assert!(writer.awaits_settling(later));
+        assert!(writer.is_unfinished(later));
         writer.bring_in_step(&changed, Differing::default(), true, later).unwrap();
-        assert!(!writer.awaits_settling(later) && !writer.installed().awaits_grace());
+        assert!(!writer.is_unfinished(later) && !writer.installed().awaits_grace());
         assert_eq!(writer.installed().view(), changed);
         assert!(audit(&mut writer).unwrap());
         writer.bring_in_step(&desired(&[2]), Differing::Only(keys.into_iter().collect()), true, later).unwrap();
@@ -463,6 +478,82 @@ mod tests {
         writer.bring_in_step(&desired(&[2]), Differing::default(), true, later).unwrap();
         assert_eq!(backends(&writer), 2);
         assert!(!writer.has_idle(later));
+    }
+
+    #[test]
+    fn a_backend_that_drained_goes_even_if_its_end_comes_between_two_waits() {
+        let start = Instant::now();
+        let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
+        let whole = desired(&[4]);
+        let mut state = whole.clone();
+        let last = state.services.values_mut().find_map(|service| service.tiers[0][0].members.pop());
+        let gone = state.clone();
+        state.services.values_mut().for_each(|service| service.draining.push(last.clone().unwrap()));
+        for desired in [&whole, &state] {
+            writer.bring_in_step(desired, Differing::All, true, start).unwrap();
+        }
+        // No slot names it once programs were waited for; a moment later it is idle, and drains.
+        for (at, drains) in [(start + SETTLE, false), (start + SETTLE + LINGER, true)] {
+            assert_eq!((writer.is_unfinished(at), writer.has_idle(at)), (!drains, drains));
+            writer.bring_in_step(&state, Differing::default(), true, at).unwrap();
+        }
+        let later = start + SETTLE + LINGER;
+        writer.bring_in_step(&gone, Differing::All, true, later + SETTLE / 2).unwrap();
+        assert_eq!(writer.installed().backends().count(), 4);
+        assert!(writer.has_idle(later + SETTLE / 2));
+        writer.bring_in_step(&gone, Differing::default(), true, later + SETTLE).unwrap();
+        assert_eq!(writer.installed().backends().count(), 3);
+        assert!(!writer.has_idle(later + SETTLE));
+    }
+
+    #[test]
+    fn slots_that_two_services_led_to_are_written_anew_for_both() {
+        let (state, now) = (desired(&[2, 4]), Instant::now());
+        let mut writer = Writer::new(Fake::new(None), CAPACITY, ClusterName("west".to_owned())).unwrap();
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
+        let mut maps = writer.datapath.kernel.to_maps();
+        let firsts: Vec<_> = maps.services.values().map(|service| service.groups[0].first_slot).collect();
+        maps.services.values_mut().for_each(|service| service.groups[0].first_slot = firsts[0]);
+        let fake = Fake { kernel: Installed::from_maps(maps), is_checked: false, ..Fake::new(None) };
+        let mut writer = Writer::new(fake, CAPACITY, ClusterName("west".to_owned())).unwrap();
+        for later in [Duration::ZERO, LINGER, LINGER + SETTLE] {
+            writer.bring_in_step(&state, Differing::default(), true, now + later).unwrap();
+        }
+        assert!(writer.installed().unsound().is_empty());
+        assert_eq!((writer.datapath.kernel.view(), writer.installed().backends().count()), (state, 4));
+        assert!(audit(&mut writer).unwrap());
+    }
+
+    #[test]
+    fn one_that_is_refused_for_good_has_no_change_wait_for_programs() {
+        let (capacity, now) = (Capacity { frontends: 2, ..CAPACITY }, Instant::now());
+        let mut writer = Writer::new(Fake::new(None), capacity, ClusterName("west".to_owned())).unwrap();
+        let mut state = desired(&[1, 2, 3]);
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
+        assert_eq!(writer.refused().len(), 1);
+        state.services.values_mut().for_each(|service| service.exclusive = true);
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
+        assert!(writer.installed().awaits_grace() && !writer.is_unfinished(now));
+        assert!(writer.installed().view().services.values().all(|service| service.exclusive));
+    }
+
+    #[test]
+    fn what_a_call_had_too_little_room_for_is_gone_on_with() {
+        let ports: Vec<u8> = (1..=15).collect();
+        let (capacity, now) = (Capacity { services: 16, ..CAPACITY }, Instant::now());
+        let mut writer = Writer::new(Fake::new(None), capacity, ClusterName("west".to_owned())).unwrap();
+        let mut state = desired(&ports);
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
+        assert_eq!(writer.refused().len(), 0);
+        state.services.values_mut().for_each(|service| service.exclusive = true);
+        writer.bring_in_step(&state, Differing::All, true, now).unwrap();
+        let mut calls = 1;
+        while writer.is_unfinished(now) {
+            writer.bring_in_step(&state, Differing::default(), true, now).unwrap();
+            calls += 1;
+        }
+        assert!(writer.installed().view() == state, "after {calls} calls");
+        assert!(calls > 1);
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl Installed {
         self.unsound.contains(key)
     }
 
+    /// Frontends that lead to what can't be relied on, and have to be written anew whatever is desired.
+    pub(crate) fn unsound(&self) -> &BTreeSet<FrontendKey> {
+        &self.unsound
+    }
+
     pub(crate) fn stale_members(&self) -> &BTreeSet<MemberKey> {
         &self.stale_members
     }
