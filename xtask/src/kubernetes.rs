@@ -15,7 +15,11 @@ use crate::{
 use anyhow::Context;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{env, fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The image of what runs in the scenes' pods.
 const LAB: &str = "localhost/lab:1";
@@ -65,7 +69,7 @@ pub(crate) fn lab(play: &Play<'_>) -> anyhow::Result<Command> {
         lab.arg("--cluster").arg(format!("{}={}={}", cluster.name, config.display(), cluster.pods()));
     }
     lab.arg("--deploy").arg(root().join("deploy")).arg("--overlays").arg(root().join("target/overlays"));
-    lab.arg("--xtask").arg(env::current_exe().context("find this program")?);
+    lab.arg("--xtask").arg(own_copy(&folder)?);
     lab.arg("--build").arg(&kube::image::hex(&build.finalize())[..16]);
     lab.args(play.demo.then_some("--demo")).args(play.keep.then_some("--keep"));
     lab.args(play.filters.iter().flat_map(|filter| ["--filter", filter]));
@@ -95,6 +99,15 @@ pub(crate) fn check(report: &mut Report, filters: &[String]) -> anyhow::Result<(
         report.fail(format!("real clusters: {status}: {}", results["error"].as_str().unwrap_or("see above")));
     }
     Ok(())
+}
+
+/// A copy of this program: to build the workspace's programs replaces the file that it was started from.
+fn own_copy(folder: &Path) -> anyhow::Result<PathBuf> {
+    let (copy, new) = (folder.join("xtask"), folder.join("xtask.new"));
+    fs::copy("/proc/self/exe", &new).with_context(|| format!("copy this program to {}", new.display()))?;
+    // One that runs is replaced, not written to.
+    fs::rename(&new, &copy).with_context(|| format!("rename {} to {}", new.display(), copy.display()))?;
+    Ok(copy)
 }
 
 fn of_lab(programs: &Path) -> anyhow::Result<Image> {
