@@ -13,7 +13,7 @@ use super::{
     names,
     slices::Wanted,
     source::{Family, Import, ImportSpec, Link, LinkName, McsVersion, Origin, Port, Reach, Service, ServiceExport},
-    validate::Refused,
+    validate::{Refusal, Refused},
     values,
     world::{Cluster, ImportKey, ImportKind, Peer, World, key_of},
 };
@@ -44,6 +44,16 @@ pub struct Imported {
     pub problems: BTreeSet<Problem>,
     /// Endpoints that were refused.
     pub refused: Refused,
+}
+
+impl Imported {
+    /// Counts endpoints of a link that are refused.
+    fn refuse(&mut self, link: &LinkName, refusal: Refusal, count: u32) {
+        if count > 0 {
+            let known = self.refused.entry((link.clone(), refusal)).or_default();
+            *known = known.saturating_add(count);
+        }
+    }
 }
 
 /// What should become of an object.
@@ -492,7 +502,8 @@ fn may_be_unheard(world: &World, key: &ImportKey, service: &Service) -> bool {
         }
         None => None,
     };
-    let is_named = |peer: &Peer| suffixes.as_ref().is_none_or(|all| all.contains(peer.link.suffix.as_str()));
+    let is_named =
+        |(_, peer): (&LinkName, &Peer)| suffixes.as_ref().is_none_or(|all| all.contains(peer.link.suffix.as_str()));
     world.unheard().any(is_named) || endpoints::has_unheard(world, key)
 }
 

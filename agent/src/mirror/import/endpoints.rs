@@ -5,7 +5,7 @@ use crate::{
     mirror::{
         lease::Standing,
         slices::{Content, Marks, Wanted},
-        source::{Endpoint, ExportedPort, Family, Link, LinkName, Port, SlicePort},
+        source::{Endpoint, ExportedPort, Family, Link, LinkName, Port, SlicePort, Understood},
         validate::{Refusal, check},
         world::{ImportKey, Peer, Said, Shown, World},
     },
@@ -44,6 +44,9 @@ struct From {
 
 /// Endpoints by address and ports, and whether they are fallbacks: the same ones over two links are one.
 type Offers = BTreeMap<(IpAddr, Vec<SlicePort>, bool), Offer>;
+
+/// A link whose peer isn't heard, and what that shows of an import.
+type Unheard<'a> = (&'a LinkName, &'a Peer, Option<Shown<'a>>);
 
 /// Brings the endpoints of all members together in `imported`.
 pub(super) fn gather(
@@ -224,11 +227,8 @@ impl Union<'_> {
     }
 
     fn refuse(&mut self, member: &Member<'_>, refusal: Refusal, count: u32) {
-        if let Some((link, _, _)) = member.peer
-            && count > 0
-        {
-            let known = self.imported.refused.entry((link.clone(), refusal)).or_default();
-            *known = known.saturating_add(count);
+        if let Some((link, _, _)) = member.peer {
+            self.imported.refuse(link, refusal, count);
         }
     }
 }
@@ -242,33 +242,41 @@ pub(super) fn has_unheard(world: &World, key: &ImportKey) -> bool {
 /// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began, or whose links aren't
 /// understood.
 ///
-/// A peer that shows its slices and not what it exports takes away nothing but pods that are gone.
+/// A peer that shows its slices and not what it exports takes away nothing but pods that are gone. What none of those links
+/// lets in any more goes.
 pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Imported) {
     let known: BTreeSet<(IpAddr, Vec<SlicePort>)> = imported
         .endpoints
         .iter()
         .flat_map(|(content, (_, endpoints))| endpoints.keys().map(|address| (*address, content.ports.clone())))
         .collect();
-    let mut unheard: BTreeMap<&ClusterName, Vec<(&Peer, Option<Shown<'_>>)>> = BTreeMap::new();
+    let mut unheard: BTreeMap<&ClusterName, Vec<Unheard<'_>>> = BTreeMap::new();
     for placed in world.own.placed.get(key).into_iter().flat_map(BTreeMap::values) {
-        let peers = unheard
-            .entry(&placed.content.cluster)
-            .or_insert_with(|| world.unheard_as(&placed.content.cluster).map(|peer| (peer, peer.shown(key))).collect());
+        let peers = unheard.entry(&placed.content.cluster).or_insert_with(|| {
+            let peers = world.unheard_as(&placed.content.cluster);
+            peers.map(|(name, peer)| (name, peer, peer.shown(key))).collect()
+        });
         // How the worst link to that cluster stands.
-        let Some(state) = peers.iter().map(|(peer, _)| peer.standing.peer_state()).max() else { continue };
-        let is_silent = peers.iter().all(|(peer, _)| peer.standing == Standing::Lost { silent: true });
+        let Some(state) = peers.iter().map(|(_, peer, _)| peer.standing.peer_state()).max() else { continue };
+        let is_silent = peers.iter().all(|(_, peer, _)| peer.standing == Standing::Lost { silent: true });
         let marks = Marks { peer: state, ..placed.marks };
         for endpoint in &placed.endpoints {
             if known.contains(&(endpoint.address, placed.content.ports.clone())) {
                 continue;
             }
             let says = |shown: &Shown<'_>| shown.says(&placed.content, endpoint.address);
-            let said = peers.iter().map(|(_, shown)| shown.as_ref().map_or(Said::Nothing, says)).max();
+            let said = peers.iter().map(|(_, _, shown)| shown.as_ref().map_or(Said::Nothing, says)).max();
             if said == Some(Said::Gone) {
                 continue;
             }
+            let refusal = |name, peer| may_keep(world, name, peer, placed.content.path, endpoint.address).err();
+            let refused = peers.iter().map(|(name, peer, _)| Some((*name, refusal(name, peer)?)));
+            if let Some(refused) = refused.collect::<Option<Vec<_>>>() {
+                refused.into_iter().for_each(|(name, refusal)| imported.refuse(name, refusal, 1));
+                continue;
+            }
             let kept = (key.clone(), endpoint.address, placed.content.ports.clone());
-            let before = peers.iter().find_map(|(peer, _)| peer.before.get(&kept));
+            let before = peers.iter().find_map(|(_, peer, _)| peer.before.get(&kept));
             let is_fallback = before.map_or(placed.content.is_fallback, |before| before.is_fallback);
             let content = Content { is_fallback: is_fallback || state == PeerState::Stale, ..placed.content.clone() };
             let is_usable = !content.is_fallback && !is_silent;
@@ -288,5 +296,15 @@ pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Import
                 ..endpoint.clone()
             });
         }
+    }
+}
+
+/// Whether an endpoint that was written before may still come in over a peer's link.
+///
+/// The ranges of a link that isn't understood may be narrower than those of others.
+fn may_keep(world: &World, name: &LinkName, peer: &Peer, path: Path, address: IpAddr) -> Result<(), Refusal> {
+    match check(world, name, &peer.link, path, address) {
+        Err(Refusal::OtherPeer) if peer.link.understood != Understood::Whole => Ok(()),
+        checked => checked,
     }
 }

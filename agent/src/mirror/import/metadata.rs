@@ -47,11 +47,8 @@ pub(super) fn named(
     let mut left = Left::default();
     let mut labels = left.within_size(labels);
     let mut annotations = left.within_size(annotations);
-    if let Some((link, ..)) = first.peer
-        && left.0 > 0
-    {
-        let refused = imported.refused.entry((link.clone(), Refusal::InvalidValue)).or_default();
-        *refused = refused.saturating_add(left.0);
+    if let Some((link, ..)) = first.peer {
+        imported.refuse(link, Refusal::InvalidValue, left.0);
     }
     labels.insert(names::LINKERD_MIRRORED.to_owned(), "true".to_owned());
     managed(&mut labels, key);
@@ -99,7 +96,7 @@ fn unheard_members(world: &World, there: Option<&Service>) -> BTreeSet<String> {
     let named = there.and_then(|service| service.annotations.get(names::LINKERD_REMOTE_DISCOVERY));
     let is_unheard = |member: &&str| {
         let suffix = member.rsplit_once('@').map(|(_, suffix)| suffix);
-        world.unheard().any(|peer| suffix == Some(peer.link.suffix.as_str()))
+        world.unheard().any(|(_, peer)| suffix == Some(peer.link.suffix.as_str()))
     };
     named.into_iter().flat_map(|named| named.split(',')).filter(is_unheard).map(str::to_owned).collect()
 }

@@ -119,14 +119,14 @@ impl Shown<'_> {
 
 impl World {
     /// Peers that may still have what wasn't heard of.
-    pub fn unheard(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().filter(|peer| peer.is_unheard())
+    pub fn unheard(&self) -> impl Iterator<Item = (&LinkName, &Peer)> {
+        self.peers.iter().filter(|(_, peer)| peer.is_unheard())
     }
 
     /// Those of them that may be the cluster of this name.
-    pub fn unheard_as<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = &'a Peer> {
+    pub fn unheard_as<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = (&'a LinkName, &'a Peer)> {
         let is_claimed = || self.peers.values().any(|peer| peer.link.cluster == *cluster);
-        self.unheard().filter(move |peer| {
+        self.unheard().filter(move |(_, peer)| {
             peer.link.cluster == *cluster || peer.link.understood == Understood::Nothing && !is_claimed()
         })
     }

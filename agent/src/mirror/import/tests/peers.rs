@@ -5,7 +5,10 @@ use crate::mirror::{
     lease::Standing,
     probe,
     source::{LinkName, Understood},
+    validate::Refusal,
+    world::OwnAddresses,
 };
+use std::net::IpAddr;
 
 #[test]
 fn a_lost_peer_keeps_its_endpoints_ready_and_is_marked() {
@@ -207,6 +210,80 @@ fn neither_is_a_gateway_ready_whose_pods_are_gone() {
     restarted.slice("east", "orders", &["10.108.0.31"], ("http", 8080));
     restarted.settle();
     assert_eq!(restarted.endpoints(&derived), before);
+}
+
+#[test]
+fn of_a_peer_that_is_not_heard_nothing_is_kept_that_its_link_does_not_let_in_any_more() {
+    for shows_pods in [false, true] {
+        let mut scene = demo();
+        let addresses = ["10.108.0.30", "10.108.0.31", "10.108.0.32"];
+        for (service, meta) in [("orders", json!({})), ("api", flat())] {
+            scene.service("east", service, meta, http());
+            scene.slice("east", service, &addresses, ("http", 8080));
+        }
+        scene.export("east", "orders", 1, json!({}));
+        scene.settle();
+        let mut restarted = restarted(&scene);
+        if shows_pods {
+            restarted.slice("east", "frontend", &["10.108.0.10"], ("http", 8080));
+            for service in ["orders", "api"] {
+                restarted.slice("east", service, &addresses, ("http", 8080));
+            }
+            restarted.world.apply(Change::SlicesListed(LinkName("east".to_owned())));
+        }
+        restarted.settle();
+        assert_eq!(restarted.written, []);
+        let derived = conventions::derived_name(&name("orders")).name;
+        let has = |scene: &mut Scene, left: &[&str], refused: &[(&str, Refusal)]| {
+            let refused: Vec<_> =
+                refused.iter().map(|(link, reason)| ((LinkName((*link).to_owned()), *reason), 1)).collect();
+            let imports = [(ImportKind::ServiceImport, "orders"), (ImportKind::Named, "api-east")];
+            for (kind, import) in imports {
+                assert_eq!(scene.desired(kind, import).refused.into_iter().collect::<Vec<_>>(), refused, "{import}");
+            }
+            scene.settle();
+            for import in [derived.as_str(), "api-east"] {
+                assert_eq!(scene.endpoints(import), left, "{import}");
+            }
+            assert!(scene.has(Kind::Import, "orders") && scene.has(Kind::Service, "api-east"));
+        };
+        let ranges = |ranges: &[&str]| ranges.iter().map(|range| range.parse().unwrap()).collect::<Vec<_>>();
+        restarted.link("east", |link| link.pod_ranges = ranges(&["10.108.0.31/32", "10.108.0.32/32"]));
+        let left = ["east 10.108.0.31 http=8080", "east 10.108.0.32 http=8080"];
+        has(&mut restarted, &left, &[("east", Refusal::OutsidePodRanges)]);
+        // A node of this cluster gets the address of one.
+        let hosts = [IpAddr::from([10, 108, 0, 31])].into();
+        restarted.world.apply(Change::Addresses(OwnAddresses { hosts, ..OwnAddresses::default() }));
+        has(&mut restarted, &left[1..], &[("east", Refusal::OwnHost)]);
+        // Another link that leads there may let it in.
+        restarted.link("e2", |link| link.cluster = cluster("east"));
+        restarted.link("east", |link| link.pod_ranges = ranges(&["10.108.1.0/24"]));
+        has(&mut restarted, &left[1..], &[]);
+        restarted.link("e2", |link| (link.cluster, link.pod_ranges) = (cluster("east"), ranges(&["10.108.2.0/24"])));
+        has(&mut restarted, &[], &[("e2", Refusal::OutsidePodRanges), ("east", Refusal::OutsidePodRanges)]);
+    }
+}
+
+#[test]
+fn a_link_that_is_not_understood_may_have_narrower_ranges_than_others() {
+    let mut scene = Scene::linked(&["east"]);
+    scene.link("east", |link| link.pod_ranges = vec!["10.108.0.0/16".parse().unwrap()]);
+    scene.link("north", |link| link.pod_ranges = vec!["10.0.0.0/8".parse().unwrap()]);
+    scene.service("east", "api", flat(), http());
+    scene.slice("east", "api", &["10.108.0.20", "10.108.0.21"], ("http", 8080));
+    scene.settle();
+    for understood in [Understood::Cluster, Understood::Nothing] {
+        let mut restarted = scene.restarted(&[]);
+        restarted.link("east", |link| link.understood = understood);
+        restarted.link("north", |link| link.pod_ranges = vec!["10.0.0.0/8".parse().unwrap()]);
+        restarted.settle();
+        assert_eq!(restarted.written, [], "{understood:?}");
+        // What is this cluster's own is nobody's else, whatever ranges say.
+        let hosts = [IpAddr::from([10, 108, 0, 21])].into();
+        restarted.world.apply(Change::Addresses(OwnAddresses { hosts, ..OwnAddresses::default() }));
+        restarted.settle();
+        assert_eq!(restarted.endpoints("api-east"), ["east 10.108.0.20 http=8080"], "{understood:?}");
+    }
 }
 
 #[test]
