@@ -366,8 +366,10 @@ impl Controller {
                 }
             }
             Origin::Link(link) => {
-                if watched == Watched::Slices {
-                    self.world.apply(Change::SlicesListed(link.clone()));
+                match watched {
+                    Watched::Services => self.world.apply(Change::ServicesListed(link.clone())),
+                    Watched::Slices => self.world.apply(Change::SlicesListed(link.clone())),
+                    _ => {}
                 }
                 let Some(task) = self.peers.get_mut(link) else { return };
                 task.listed(watched, now);

@@ -504,15 +504,17 @@ fn may_be_unheard(world: &World, key: &ImportKey, service: &Service) -> bool {
     };
     let is_named =
         |(_, peer): (&LinkName, &Peer)| suffixes.as_ref().is_none_or(|all| all.contains(peer.link.suffix.as_str()));
-    world.unheard().any(is_named) || endpoints::has_unheard(world, key)
+    world.unheard(key.kind).any(is_named) || endpoints::has_unheard(world, key)
 }
 
 /// Whether a ServiceImport of ours may be exported by a peer that wasn't listed yet: its status says, as its slices do, whose
 /// it was.
 fn import_may_be_unheard(world: &World, key: &ImportKey, import: Option<&Import>) -> bool {
-    let Some(told) = import.and_then(|import| import.status.as_ref()) else { return world.unheard().next().is_some() };
+    let Some(told) = import.and_then(|import| import.status.as_ref()) else {
+        return world.unheard(key.kind).next().is_some();
+    };
     let mut clusters = told.clusters.iter().map(|cluster| ClusterName(cluster.clone()));
-    clusters.any(|cluster| world.unheard_as(&cluster).next().is_some()) || endpoints::has_unheard(world, key)
+    clusters.any(|cluster| world.unheard_as(&cluster, key.kind).next().is_some()) || endpoints::has_unheard(world, key)
 }
 
 fn export_status(world: &World, key: &ImportKey) -> Option<ExportStatus> {

@@ -82,6 +82,7 @@ pub fn unheard(link: Link) -> Peer {
     Peer {
         link,
         is_listed: false,
+        shows_services: false,
         shows_endpoints: false,
         standing: Standing::Fresh,
         is_given_up: false,

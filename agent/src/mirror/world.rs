@@ -111,6 +111,8 @@ pub enum Change {
     Link(LinkName, Option<Box<Link>>),
     /// All that a peer has was listed.
     Listed(LinkName),
+    /// A peer's Services were listed.
+    ServicesListed(LinkName),
     /// A peer's slices were listed.
     SlicesListed(LinkName),
     /// A peer was never listed, for so long that nobody waits for it any more.
@@ -254,14 +256,8 @@ impl World {
                     self.touch_all();
                 }
             }
-            Change::SlicesListed(name) => {
-                if let Some(peer) = self.peers.get_mut(&name)
-                    && !std::mem::replace(&mut peer.shows_endpoints, true)
-                    && peer.is_unheard()
-                {
-                    self.touch_all();
-                }
-            }
+            Change::ServicesListed(name) => self.show(&name, |peer| &mut peer.shows_services),
+            Change::SlicesListed(name) => self.show(&name, |peer| &mut peer.shows_endpoints),
             Change::GivenUp(name) => {
                 if let Some(peer) = self.peers.get_mut(&name)
                     && !std::mem::replace(&mut peer.is_given_up, true)
@@ -343,6 +339,7 @@ impl World {
                 let peer = self.peers.entry(name.clone()).or_insert_with(|| Peer {
                     link: link.clone(),
                     is_listed: false,
+                    shows_services: false,
                     shows_endpoints: false,
                     standing: Standing::Fresh,
                     is_given_up: false,

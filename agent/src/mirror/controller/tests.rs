@@ -33,6 +33,21 @@ async fn a_peer_that_had_too_much_and_has_less_again_is_listed_anew() {
     assert!(!has_overflowed(&controller) && controller.world.knows(&change(OBJECTS, true)));
 }
 
+#[tokio::test]
+async fn a_peer_that_lists_all_but_its_serviceexports_is_waited_for_with_those_only() {
+    let mut controller = controller();
+    let (east, now) = (LinkName("east".to_owned()), Instant::now());
+    let waits = |controller: &Controller, kind| controller.world.unheard(kind).next().is_some();
+    for watched in [Watched::Services, Watched::Slices] {
+        assert!(waits(&controller, ImportKind::Named) && waits(&controller, ImportKind::Joined), "{watched:?}");
+        controller.heard(&Origin::Link(east.clone()), Some(watched), News::Listed(BTreeSet::new()), now);
+    }
+    assert!(!waits(&controller, ImportKind::Named) && !waits(&controller, ImportKind::Joined));
+    assert!(waits(&controller, ImportKind::ServiceImport));
+    controller.heard(&Origin::Link(east), Some(Watched::Exports), News::Absent, now);
+    assert!(!waits(&controller, ImportKind::ServiceImport));
+}
+
 /// Of west, linked with east.
 fn controller() -> Controller {
     let (told, _) = mpsc::unbounded_channel();

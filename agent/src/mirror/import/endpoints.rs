@@ -236,7 +236,7 @@ impl Union<'_> {
 /// Whether slices of ours hold what may be a peer's that wasn't heard yet.
 pub(super) fn has_unheard(world: &World, key: &ImportKey) -> bool {
     let mut slices = world.own.placed.get(key).into_iter().flat_map(BTreeMap::values);
-    slices.any(|placed| world.unheard_as(&placed.content.cluster).next().is_some())
+    slices.any(|placed| world.unheard_as(&placed.content.cluster, key.kind).next().is_some())
 }
 
 /// Keeps what slices of ours hold of clusters whose peers were not listed since the mirror began, or whose links aren't
@@ -253,7 +253,7 @@ pub(super) fn keep_unheard(world: &World, key: &ImportKey, imported: &mut Import
     let mut unheard: BTreeMap<&ClusterName, Vec<Unheard<'_>>> = BTreeMap::new();
     for placed in world.own.placed.get(key).into_iter().flat_map(BTreeMap::values) {
         let peers = unheard.entry(&placed.content.cluster).or_insert_with(|| {
-            let peers = world.unheard_as(&placed.content.cluster);
+            let peers = world.unheard_as(&placed.content.cluster, key.kind);
             peers.map(|(name, peer)| (name, peer, peer.shown(key))).collect()
         });
         // How the worst link to that cluster stands.

@@ -8,7 +8,7 @@ use crate::{
         source::{Family, Import, ImportSpec, Origin, Port, Reach, Service},
         validate::Refusal,
         values::Left,
-        world::{ImportKey, World},
+        world::{ImportKey, ImportKind, World},
     },
     model::{ClusterName, ObjectName},
 };
@@ -96,7 +96,7 @@ fn unheard_members(world: &World, there: Option<&Service>) -> BTreeSet<String> {
     let named = there.and_then(|service| service.annotations.get(names::LINKERD_REMOTE_DISCOVERY));
     let is_unheard = |member: &&str| {
         let suffix = member.rsplit_once('@').map(|(_, suffix)| suffix);
-        world.unheard().any(|(_, peer)| suffix == Some(peer.link.suffix.as_str()))
+        world.unheard(ImportKind::Named).any(|(_, peer)| suffix == Some(peer.link.suffix.as_str()))
     };
     named.into_iter().flat_map(|named| named.split(',')).filter(is_unheard).map(str::to_owned).collect()
 }
@@ -106,7 +106,7 @@ pub(super) fn unheard_clusters(world: &World, import: &ObjectName) -> BTreeSet<C
     let there = world.own.imports.get(import).filter(|there| there.is_ours);
     let told = there.and_then(|there| there.status.as_ref());
     let clusters = told.into_iter().flat_map(|told| &told.clusters).map(|cluster| ClusterName(cluster.clone()));
-    clusters.filter(|cluster| world.unheard_as(cluster).next().is_some()).collect()
+    clusters.filter(|cluster| world.unheard_as(cluster, ImportKind::ServiceImport).next().is_some()).collect()
 }
 
 /// A ServiceImport.

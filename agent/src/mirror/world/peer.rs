@@ -1,6 +1,6 @@
 //! What is known of a peer, and what may be its though nothing says so.
 
-use super::{Cluster, ImportKey, World};
+use super::{Cluster, ImportKey, ImportKind, World};
 use crate::{
     mirror::{
         conventions,
@@ -19,6 +19,8 @@ pub struct Peer {
     pub link: Link,
     /// Whether everything it has was listed once: until then, what is missing is not gone.
     pub is_listed: bool,
+    /// Whether its Services were, whatever else was.
+    pub shows_services: bool,
     /// Whether its slices were, whatever else was.
     pub shows_endpoints: bool,
     /// How it stands.
@@ -74,6 +76,13 @@ impl Peer {
         !self.is_heard() && !self.is_given_up && self.standing != Standing::Removed
     }
 
+    /// Whether it may still have what would become an import of this kind and wasn't heard of. All but ServiceExports is said by
+    /// its Services themselves.
+    pub fn is_unheard_as(&self, kind: ImportKind) -> bool {
+        let is_told = self.shows_services && self.shows_endpoints && self.link.understood == Understood::Whole;
+        self.is_unheard() && !(is_told && kind != ImportKind::ServiceImport)
+    }
+
     /// What its slices show of what would become an import: whether that is exported need not be known for this. None if they
     /// were not listed, or there is no telling whether they are those of that cluster.
     pub fn shown(&self, key: &ImportKey) -> Option<Shown<'_>> {
@@ -118,17 +127,31 @@ impl Shown<'_> {
 }
 
 impl World {
-    /// Peers that may still have what wasn't heard of.
-    pub fn unheard(&self) -> impl Iterator<Item = (&LinkName, &Peer)> {
-        self.peers.iter().filter(|(_, peer)| peer.is_unheard())
+    /// Peers that may still have what would become imports of this kind and wasn't heard of.
+    pub fn unheard(&self, kind: ImportKind) -> impl Iterator<Item = (&LinkName, &Peer)> {
+        self.peers.iter().filter(move |(_, peer)| peer.is_unheard_as(kind))
     }
 
     /// Those of them that may be the cluster of this name.
-    pub fn unheard_as<'a>(&'a self, cluster: &'a ClusterName) -> impl Iterator<Item = (&'a LinkName, &'a Peer)> {
+    pub fn unheard_as<'a>(
+        &'a self,
+        cluster: &'a ClusterName,
+        kind: ImportKind,
+    ) -> impl Iterator<Item = (&'a LinkName, &'a Peer)> {
         let is_claimed = || self.peers.values().any(|peer| peer.link.cluster == *cluster);
-        self.unheard().filter(move |(_, peer)| {
+        self.unheard(kind).filter(move |(_, peer)| {
             peer.link.cluster == *cluster || peer.link.understood == Understood::Nothing && !is_claimed()
         })
+    }
+
+    /// A kind of a peer's objects was listed: what was kept because there might have been one may be gone.
+    pub(super) fn show(&mut self, name: &LinkName, shown: fn(&mut Peer) -> &mut bool) {
+        if let Some(peer) = self.peers.get_mut(name)
+            && !std::mem::replace(shown(peer), true)
+            && peer.is_unheard()
+        {
+            self.touch_all();
+        }
     }
 
     /// The slices of a peer's Service are others now: what is kept though nobody knows whether it is exported may be gone.

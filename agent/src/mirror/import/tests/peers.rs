@@ -191,6 +191,67 @@ fn a_peer_that_shows_its_pods_and_not_its_exports_takes_away_pods_that_are_gone_
 }
 
 #[test]
+fn what_a_peers_services_do_not_export_any_more_goes_though_its_serviceexports_are_never_shown() {
+    let cilium = json!({"annotations": {"service.cilium.io/global": "true"}});
+    let istio = json!({"labels": {"istio.io/global": "true"}});
+    let services = [
+        ("orders", json!({})),
+        ("cache", cilium.clone()),
+        ("mail", istio.clone()),
+        ("api", flat()),
+        ("cart", member()),
+    ];
+    let own = |scene: &mut Scene| {
+        scene.service("", "cache", cilium.clone(), http());
+        scene.service("", "mail", istio.clone(), http());
+    };
+    let derived = conventions::derived_name(&name("orders")).name;
+    let imports = [derived.as_str(), "cache", "mail", "api-east", "cart-federated"];
+    let left = ["east 10.108.0.30 http=8080"];
+    for marked in [true, false] {
+        let mut scene = demo();
+        own(&mut scene);
+        for (service, meta) in services.clone() {
+            scene.service("east", service, meta, http());
+            scene.slice("east", service, &["10.108.0.30"], ("http", 8080));
+        }
+        scene.export("east", "orders", 1, json!({}));
+        scene.settle();
+        for services_first in [true, false] {
+            let mut restarted = restarted(&scene);
+            own(&mut restarted);
+            for (service, meta) in services.clone() {
+                restarted.service("east", service, if marked { meta } else { json!({}) }, http());
+                restarted.slice("east", service, &["10.108.0.30"], ("http", 8080));
+            }
+            restarted.service("east", "frontend", member(), http());
+            restarted.slice("east", "frontend", &["10.108.0.10"], ("http", 8080));
+            // As long as either is not known to be all that there is, nothing goes.
+            let mut listed = [Change::ServicesListed as fn(LinkName) -> Change, Change::SlicesListed];
+            if !services_first {
+                listed.reverse();
+            }
+            restarted.world.apply(listed[0](LinkName("east".to_owned())));
+            restarted.settle();
+            for import in imports {
+                assert_eq!(restarted.endpoints(import), left, "{import}");
+            }
+            restarted.world.apply(listed[1](LinkName("east".to_owned())));
+            restarted.settle();
+            for import in imports {
+                let stays = marked || import == derived;
+                assert_eq!(restarted.endpoints(import), if stays { &left[..] } else { &[] }, "{import}");
+            }
+            assert!(restarted.has(Kind::Import, "orders") && restarted.has(Kind::Service, &derived));
+            for service in ["api-east", "cart-federated"] {
+                assert_eq!(restarted.has(Kind::Service, service), marked, "{service}");
+            }
+            assert!(restarted.endpoints("frontend-federated")[0].starts_with("east 10.108.0.10"));
+        }
+    }
+}
+
+#[test]
 fn neither_is_a_gateway_ready_whose_pods_are_gone() {
     let mut scene = Scene::linked(&["east"]);
     scene.link("east", |link| link.is_flat = false);
