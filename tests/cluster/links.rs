@@ -30,10 +30,7 @@ use tombolo::mirror::{
 
 #[tokio::test]
 async fn what_link_prints_is_all_that_a_link_takes() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let mut mirror = Mirror::start(&west, "west").await?;
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
@@ -62,11 +59,10 @@ async fn what_link_prints_is_all_that_a_link_takes() -> anyhow::Result<()> {
     .await?;
 
     // A range that is none takes nothing away; a link that goes takes what it brought along.
-    let patch = |spec: Value| Patch::Merge(json!({"spec": spec}));
-    links(&own).patch("east", &PatchParams::default(), &patch(json!({"podRanges": ["0.0.0.0/0"]}))).await?;
+    set_link(&own, json!({"podRanges": ["0.0.0.0/0"]})).await?;
     mirror.until("east", "not accepted", |facts| facts.problem.is_some()).await?;
     assert_eq!(backends(&own, NAMESPACE, "api-east").await?, ["10.108.0.1:8080"]);
-    links(&own).patch("east", &PatchParams::default(), &patch(json!({"podRanges": ["10.200.0.0/16"]}))).await?;
+    set_link(&own, json!({"podRanges": ["10.200.0.0/16"]})).await?;
     until("other range", || async { Ok(backends(&own, NAMESPACE, "api-east").await? == ["10.200.0.1:8080"]) }).await?;
     links(&own).delete("east", &DeleteParams::default()).await?;
     until("gone", || async { Ok(!has_service(&own, NAMESPACE, "api-east").await?) }).await?;
@@ -117,10 +113,7 @@ async fn a_peers_credential_may_do_what_a_link_needs_and_nothing_else() -> anyho
 
 #[tokio::test]
 async fn a_credential_that_rotates_is_used_at_once_and_a_wrong_one_takes_nothing_away() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let first = peer_half(&east, "peer-0").await?;
     let mut mirror = Mirror::start(&west, "west").await?;
     own_half(&west, "east", &first, &["10.108.0.0/14"])?;
@@ -159,10 +152,7 @@ async fn a_credential_that_rotates_is_used_at_once_and_a_wrong_one_takes_nothing
 
 #[tokio::test]
 async fn peers_that_hang_or_lie_delay_nobody_else() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     // One accepts and says nothing; at another one's address nobody is.
     let silent = TcpListener::bind("127.0.0.1:0").await?;
@@ -193,15 +183,11 @@ async fn peers_that_hang_or_lie_delay_nobody_else() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_peer_that_answers_and_shows_nothing_any_more_is_lost() -> anyhow::Result<()> {
-    let (Some(west), Some(mut east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, mut east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     let mut mirror = Mirror::start(&west, "west").await?;
     own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
-    let lease = Patch::Merge(json!({"spec": {"lease": {"seconds": 10}}}));
-    links(&own).patch("east", &PatchParams::default(), &lease).await?;
+    set_link(&own, json!({"lease": {"seconds": 10}})).await?;
     mirror.until("east", "connected", |facts| facts.is_connected).await?;
     until("api-east", || async { Ok(backends(&own, NAMESPACE, "api-east").await?.len() == 1) }).await?;
 
@@ -226,29 +212,23 @@ async fn a_peer_that_answers_and_shows_nothing_any_more_is_lost() -> anyhow::Res
 
 #[tokio::test]
 async fn a_mirror_that_starts_and_never_understood_a_link_keeps_what_it_brought() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
-    let patch = async |spec: Value| {
-        links(&own).patch("east", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await
-    };
-    patch(json!({"cluster": "e1"})).await?;
+    set_link(&own, json!({"cluster": "e1"})).await?;
     let mut mirror = Mirror::start(&west, "west").await?;
     mirror.until("east", "connected", |facts| facts.is_connected).await?;
     until("api-east", || async { Ok(backends(&own, NAMESPACE, "api-east").await?.len() == 1) }).await?;
     drop(mirror);
 
-    patch(json!({"podRanges": ["0.0.0.0/0"]})).await?;
+    set_link(&own, json!({"podRanges": ["0.0.0.0/0"]})).await?;
     let watching = tokio::spawn(never_empty(own.clone()));
     let mut mirror = Mirror::start(&west, "west").await?;
     let goes_on = |facts: &Facts| facts.problem.is_some() && facts.is_connected && facts.cluster.0 == "e1";
     mirror.until("east", "not understood", goes_on).await?;
     sleep(Duration::from_secs(3)).await;
     assert_eq!(backends(&own, NAMESPACE, "api-east").await?, ["10.108.0.1:8080"]);
-    patch(json!({"podRanges": ["10.108.0.0/14"]})).await?;
+    set_link(&own, json!({"podRanges": ["10.108.0.0/14"]})).await?;
     mirror.until("east", "understood", |facts| facts.problem.is_none()).await?;
     move_endpoint(&peer, &own, 1).await?;
     watching.abort();
@@ -260,16 +240,10 @@ async fn a_mirror_that_starts_and_never_understood_a_link_keeps_what_it_brought(
 
 #[tokio::test]
 async fn what_a_link_brought_that_a_mirror_never_understood_or_could_use_goes_by_its_terms() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, .. }) = Pair::start().await? else { return Ok(()) };
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
-    let patch = async |spec: Value| {
-        links(&own).patch("east", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await
-    };
-    patch(json!({"lease": {"seconds": 10, "staleAfterSeconds": 10, "removeAfterSeconds": 60}})).await?;
+    set_link(&own, json!({"lease": {"seconds": 10, "staleAfterSeconds": 10, "removeAfterSeconds": 60}})).await?;
     let is_here = || async { Ok(backends(&own, NAMESPACE, "api-east").await? == ["10.108.0.1:8080"]) };
     for is_understood in [false, true] {
         let mirror = Mirror::start(&west, "west").await?;
@@ -279,7 +253,7 @@ async fn what_a_link_brought_that_a_mirror_never_understood_or_could_use_goes_by
         if is_understood {
             rotate(&own, "east", "nonsense").await?;
         } else {
-            patch(json!({"podRanges": ["0.0.0.0/0"]})).await?;
+            set_link(&own, json!({"podRanges": ["0.0.0.0/0"]})).await?;
         }
         let mut mirror = Mirror::start(&west, "west").await?;
         for standing in [Standing::Stale, Standing::Removed] {
@@ -301,7 +275,7 @@ async fn what_a_link_brought_that_a_mirror_never_understood_or_could_use_goes_by
         let message = condition.as_ref().and_then(|it| it["message"].as_str()).unwrap_or_default();
         assert!(message.contains(words), "{status}");
 
-        patch(json!({"podRanges": ["10.108.0.0/14"]})).await?;
+        set_link(&own, json!({"podRanges": ["10.108.0.0/14"]})).await?;
         rotate(&own, "east", &kubeconfig).await?;
         until("back", is_here).await?;
     }
@@ -310,10 +284,7 @@ async fn what_a_link_brought_that_a_mirror_never_understood_or_could_use_goes_by
 
 #[tokio::test]
 async fn a_peer_that_shows_its_pods_and_not_its_exports_keeps_no_pod_that_is_gone() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, peer }) = Pair::start().await? else { return Ok(()) };
     let kubeconfig = peer_half(&east, "tombolo-peer").await?;
     own_half(&west, "east", &kubeconfig, &["10.108.0.0/14"])?;
     let mut mirror = Mirror::start(&west, "west").await?;
@@ -343,10 +314,7 @@ async fn a_peer_that_shows_its_pods_and_not_its_exports_keeps_no_pod_that_is_gon
 
 #[tokio::test]
 async fn what_the_own_api_server_refuses_to_take_is_said_and_written_once_it_may_be() -> anyhow::Result<()> {
-    let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(()) };
-    install(&west)?;
-    let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
-    exports(&east, &peer, "10.108.0.1").await?;
+    let Some(Pair { west, east, own, .. }) = Pair::start().await? else { return Ok(()) };
     own_half(&west, "east", &peer_half(&east, "tombolo-peer").await?, &["10.108.0.0/14"])?;
     let before = rules(&own, "tombolo-mirror", |rules| {
         rules.iter_mut().for_each(|rule| rule.verbs.retain(|verb| ["get", "list", "watch"].contains(&verb.as_str())));
@@ -417,8 +385,7 @@ async fn check_says_what_is_wrong_in_words() -> anyhow::Result<()> {
     // Nobody is at that address.
     said(east_link, "route", Verdict::Problem, "no pod answers from here, as 10.108.0.1:8080").await?;
 
-    let patch = |spec: Value| Patch::Merge(json!({"spec": spec}));
-    links(&own).patch("east", &PatchParams::default(), &patch(json!({"podRanges": ["10.99.0.0/16"]}))).await?;
+    set_link(&own, json!({"podRanges": ["10.99.0.0/16"]})).await?;
     said(east_link, "ranges", Verdict::Problem, "overlaps this cluster's own Services").await?;
     said(
         east_link,
@@ -427,7 +394,7 @@ async fn check_says_what_is_wrong_in_words() -> anyhow::Result<()> {
         "1 of 1 endpoints are in none of the link's podRanges, as 10.108.0.1",
     )
     .await?;
-    links(&own).patch("east", &PatchParams::default(), &patch(json!({"podRanges": ["10.108.0.0/14"]}))).await?;
+    set_link(&own, json!({"podRanges": ["10.108.0.0/14"]})).await?;
     own_half(&west, "north", &kubeconfig, &["10.108.4.0/24"])?;
     said(Some("north"), "ranges", Verdict::Problem, "overlaps 10.108.0.0/14 of link east").await?;
 
@@ -463,6 +430,31 @@ async fn rules(
     found.rules = Some(rules);
     roles.replace(role, &PostParams::default(), &found).await?;
     Ok(before)
+}
+
+/// Two clusters: one that imports, with all that a mirror needs, and one whose `api` is exported.
+struct Pair {
+    west: Server,
+    east: Server,
+    own: Client,
+    peer: Client,
+}
+
+impl Pair {
+    /// None where API servers can't be run.
+    async fn start() -> anyhow::Result<Option<Self>> {
+        let (Some(west), Some(east)) = (Server::start().await?, Server::start().await?) else { return Ok(None) };
+        install(&west)?;
+        let (own, peer) = (west.client(0, "admin").await?, east.client(0, "admin").await?);
+        exports(&east, &peer, "10.108.0.1").await?;
+        Ok(Some(Self { west, east, own, peer }))
+    }
+}
+
+/// Changes something in the link's spec.
+async fn set_link(own: &Client, spec: Value) -> anyhow::Result<()> {
+    drop(links(own).patch("east", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?);
+    Ok(())
 }
 
 /// A flat Service `api` with one endpoint.
